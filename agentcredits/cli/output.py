@@ -1,0 +1,158 @@
+"""What the commands print: rich tables for people, exact JSON for programs, one sentence for an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentcredits.errors import CreditsError
+
+#: Columns of a pipe or file, which has no width of its own: wide enough that no cell is broken.
+PIPE_COLUMNS: Final = 200
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console on the process's own stream; colours only on a terminal."""
+    # markup and emoji off: an organization may be called [bold] or :smile:
+    console = Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    return console
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command's answer goes, and in which form."""
+
+    console: Console
+    as_json: bool
+
+    def show(self, data: Any, render: Callable[[Console], None]) -> None:
+        """Print ``data`` as JSON, or ``render`` it for a person."""
+        if self.as_json:
+            print_json(data)
+        else:
+            render(self.console)
+
+
+def print_json(data: Any) -> None:
+    """Print plain data or records as JSON on standard output."""
+    sys.stdout.write(to_json(data) + "\n")
+    sys.stdout.flush()
+
+
+def to_json(value: Any, indent: str = "") -> str:
+    """JSON text of plain data and records: amounts as exact numbers beside their ``*_micros``, times in ISO 8601.
+
+    ``json.dumps`` cannot write a Decimal but through a float, which is not exact above 2^53 micro-credits.
+    """
+    inner = indent + "  "
+    value = plain(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, Mapping):
+        rows = [f"{inner}{json.dumps(str(key))}: {to_json(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}" if rows else "{}"
+    if isinstance(value, list):
+        rows = [inner + to_json(item, inner) for item in value]
+        return "[\n" + ",\n".join(rows) + f"\n{indent}]" if rows else "[]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """One level of a record as JSON's own kinds (and Decimal); other objects as their text."""
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, str | bool | int | float | Decimal | Mapping):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        data = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        data |= {
+            name.removesuffix("_micros"): getattr(value, name.removesuffix("_micros"))
+            for name in data
+            if name.endswith("_micros")
+        }
+        return data
+    if isinstance(value, Iterable):
+        return list(value)
+    return str(value)
+
+
+def credits_text(value: Decimal) -> str:
+    """An amount as people read it: ``1,234.5``."""
+    return f"{value:,f}"
+
+
+def time_text(value: datetime | None) -> str:
+    """A time in UTC to the second; empty for None."""
+    return "" if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def count_text(number: int, noun: str) -> str:
+    """``1 account``, ``2 accounts``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def action_text(agent_type: str | None, action: str | None) -> str:
+    """``VideoAgent.generate_video``, or what there is of it."""
+    return ".".join(part for part in (agent_type, action) if part)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could rewrite the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Print one line of plain parts and (part, style) pairs; it is never broken, so that it can be copied."""
+    clean = (printable(part) if isinstance(part, str) else (printable(part[0]), part[1]) for part in parts)
+    console.print(Text.assemble(*clean), soft_wrap=True)
+
+
+def make_table(
+    columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = (), title: str | None = None
+) -> Table:
+    """A plain table; the columns named in ``right`` are numbers."""
+    numbers = set(right)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        is_number = column in numbers
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in rows:
+        table.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def make_facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """A two-column list of names and values."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, printable(text))
+    return table
+
+
+def print_error(error: CreditsError, *, as_json: bool) -> None:
+    """One sentence on standard error, and what to do about it on a second line."""
+    if as_json:
+        sys.stderr.write(to_json({"error": error.as_dict()}) + "\n")
+        return
+    sys.stderr.write(f"{printable(error.message)}\n")
+    if error.suggestions:
+        sys.stderr.write(f"{printable(error.suggestions[0])}\n")

@@ -1,0 +1,68 @@
+"""Hooks: functions of yours that hear of what was booked, after it is booked.
+
+A hook runs in the thread or task of whoever made the call, with its context, after COMMIT (for ``session=`` after
+the outermost commit of your transaction). An exception in a hook is logged; what was booked stands. Settlements that
+no caller waits for (a dropped generator, a store that was away) reach the log only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from agentcredits.model import ReservationRecord, Transaction
+
+logger = logging.getLogger("agentcredits")
+
+EventName = Literal["charged", "refunded", "uncollected", "settled", "settlement_deferred"]
+
+
+@dataclass(frozen=True, slots=True)
+class CreditEvent:
+    """Something that was booked.
+
+    ``charged``: a charge at once (``transaction``). ``refunded``: a refund (``transaction``). ``settled``: a hold was
+    charged or given back (``reservation``). ``uncollected``: an over-run could not be charged in full.
+    ``settlement_deferred``: the work is done and the store is away; the settlement is kept and retried.
+    """
+
+    name: EventName
+    organization_id: str
+    transaction: Transaction | None = None
+    reservation: ReservationRecord | None = None
+
+
+Hook = Callable[[CreditEvent], object]
+
+_hooks: list[Hook] = []
+
+
+def add_hook(hook: Hook) -> Hook:
+    """Call ``hook(event)`` for every event from now on; usable as a decorator."""
+    if hook not in _hooks:
+        _hooks.append(hook)
+    return hook
+
+
+def remove_hook(hook: Hook) -> None:
+    """Stop calling ``hook``; unknown hooks are ignored."""
+    if hook in _hooks:
+        _hooks.remove(hook)
+
+
+def fire(event: CreditEvent) -> None:
+    """Tell every hook; never raises."""
+    if event.name == "uncollected":
+        record = event.transaction or event.reservation
+        logger.warning(
+            "agentcredits: %s credits of organization %s could not be collected",
+            record.uncollected if record is not None else "some",
+            event.organization_id,
+        )
+    for hook in list(_hooks):
+        try:
+            hook(event)
+        except Exception:
+            logger.exception("agentcredits: a hook failed on %s; what was booked stands", event.name)

@@ -1,0 +1,1 @@
+"""The rules: pure functions and facts. No I/O, no clock, no SQL."""

@@ -1,0 +1,96 @@
+"""The moves that every rule is made of: a ledger row, breakage, giving held credits back, a grant's end."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from agentcredits.ids import new_id
+from agentcredits.model import Allocation, GrantStatus, TransactionType
+from agentcredits.rules.state import AccountState, GrantState, HoldState, Ledger, Row
+
+ENDED = frozenset({GrantStatus.EXPIRED, GrantStatus.VOIDED})
+
+
+def account_of(ledger: Ledger) -> AccountState:
+    """The account; a rule that gets here has checked that it exists."""
+    if ledger.account is None:
+        raise AssertionError("the account was not loaded")
+    return ledger.account
+
+
+def grant_of(allocation: Allocation) -> str:
+    """The grant that an allocation names."""
+    if allocation.grant_id is None:
+        raise AssertionError("an allocation without a grant: accounts have no overdraft line")
+    return allocation.grant_id
+
+
+def next_event(grant: GrantState) -> datetime | None:
+    """When the next thing happens to a grant by time alone."""
+    if grant.status is GrantStatus.SCHEDULED:
+        return grant.effective_at
+    return grant.expires_at if grant.status is GrantStatus.ACTIVE else None
+
+
+def write_row(
+    ledger: Ledger,
+    row_type: TransactionType,
+    amount_micros: int,
+    now: datetime,
+    allocations: tuple[Allocation, ...],
+    **columns: Any,
+) -> Row:
+    """Append a row; the account's counters must already hold what the row says."""
+    account = account_of(ledger)
+    account.last_seq += 1
+    row = Row(
+        id=columns.pop("id", None) or new_id(),
+        seq=account.last_seq,
+        type=row_type,
+        amount_micros=amount_micros,
+        balance_after_micros=account.ledger_balance_micros,
+        created_at=now,
+        allocations=allocations,
+        **columns,
+    )
+    ledger.rows[row.id] = row
+    ledger.changes.rows.append(row)
+    ledger.changes.account = True
+    return row
+
+
+def book_breakage(ledger: Ledger, grant: GrantState, amount_micros: int, now: datetime) -> None:
+    """Unused credits of an ended grant leave the account."""
+    if amount_micros <= 0:
+        return
+    grant.expired_micros += amount_micros
+    account_of(ledger).expired_micros += amount_micros
+    write_row(
+        ledger, TransactionType.EXPIRE, -amount_micros, now, (Allocation(grant.id, amount_micros),), grant_id=grant.id
+    )
+
+
+def end_grant(ledger: Ledger, grant: GrantState, now: datetime) -> None:
+    """The grant's period is over: what is unused and not held is breakage."""
+    ledger.touch_grant(grant.id)
+    grant.status = GrantStatus.EXPIRED
+    book_breakage(ledger, grant, grant.remaining_micros, now)
+
+
+def end_if_over(ledger: Ledger, grant: GrantState, now: datetime) -> None:
+    """Book the end of a grant that was used up before it ended: nothing was due then, so nothing was booked."""
+    if grant.status is GrantStatus.ACTIVE and grant.expires_at is not None and grant.expires_at <= now:
+        end_grant(ledger, grant, now)
+
+
+def give_back(ledger: Ledger, hold: HoldState, allocations: tuple[Allocation, ...], now: datetime) -> None:
+    """Return held credits to their grants; what belongs to an ended grant is breakage, not balance."""
+    account = account_of(ledger)
+    for allocation in allocations:
+        account.reserved_micros -= allocation.amount_micros
+        grant = ledger.touch_grant(grant_of(allocation))
+        grant.held_micros -= allocation.amount_micros
+        if grant.status in ENDED:
+            book_breakage(ledger, grant, allocation.amount_micros, now)
+    ledger.changes.account = True

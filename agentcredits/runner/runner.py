@@ -1,0 +1,387 @@
+"""The runner of one database: the doors (blocking, coroutine, background), retries, reads, and the end.
+
+Everything that must survive a caller (a settlement, the undoing of a hold whose caller was cancelled) is queued
+before anybody waits, so that no interrupt or cancellation can lose it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from agentcredits.clock import Clock
+from agentcredits.errors import CreditsError, StoreUnavailableError
+from agentcredits.rules.operations import Commit, Extend, KeyedOperation, Operation, Release
+from agentcredits.rules.posting import Outcome
+from agentcredits.runner.keeper import Keeper
+from agentcredits.runner.lanes import Lanes, release_of
+from agentcredits.runner.pending import Answer, AsyncPending, Pending
+from agentcredits.store import upgrade
+from agentcredits.store.dialects import dialect_of
+from agentcredits.store.faults import Fault, classify, translate
+from agentcredits.store.posting import post
+
+T = TypeVar("T")
+logger = logging.getLogger("agentcredits")
+
+#: How often a blocking caller looks whether its poster is still there.
+SLICE_SECONDS = 1.0
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers that a runner works with; see ``Settings``."""
+
+    lock_timeout_seconds: float = 5.0
+    retry_seconds: float = 2.0
+    posters: int = 5
+    batch_size: int = 500
+
+
+class Deferred(Outcome):
+    """The answer to a settlement that is kept and retried because the store is away."""
+
+    __slots__ = ("cause",)
+    cause: StoreUnavailableError
+
+
+def deferred(cause: StoreUnavailableError) -> Deferred:
+    """Make a Deferred answer."""
+    answer = Deferred()
+    object.__setattr__(answer, "cause", cause)
+    return answer
+
+
+class Runner:
+    """Posts operations and runs reads on one engine, for any number of threads and event loops.
+
+    Args:
+        engine: The database.
+        owns_engine: Whether ``close`` disposes it.
+        clock: Replaces the database's clock.
+        limits: Time-outs and sizes.
+    """
+
+    def __init__(self, engine: Engine, *, owns_engine: bool, clock: Clock | None, limits: Limits) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.dialect = dialect_of(engine)
+        self._owns_engine = owns_engine
+        self._limits = limits
+        #: A database in memory has one connection for all threads.
+        self._one_connection = threading.RLock() if isinstance(engine.pool, StaticPool) else None
+        self._ready = False
+        self._ready_lock = threading.RLock()
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        self.pid = os.getpid()
+        self._readers: ThreadPoolExecutor | None = None
+        self._readers_lock = threading.RLock()
+        self._background: dict[int, Pending] = {}
+        self._keeper = Keeper(self._submit)
+        self._lanes = Lanes(
+            self._post_batch,
+            shared=self.dialect.mixes_accounts,
+            posters=self._limits.posters,
+            batch_size=self._limits.batch_size,
+            on_answer=self._on_answer,
+        )
+
+    # -- doors -----------------------------------------------------------------------------------------------
+
+    def post(self, operation: Operation) -> Outcome:
+        """Blocking door: the outcome, which may be a refusal.
+
+        Raises:
+            CreditsError: the store is away, its schema is old, or it refused the statement.
+        """
+        return self._wait(Pending(operation))
+
+    async def apost(self, operation: Operation) -> Outcome:
+        """Coroutine door. A cancelled wait means "not started, or finished"; a hold made for nobody is released."""
+        return await self._await(AsyncPending(operation, asyncio.get_running_loop()))
+
+    def settle(self, operation: Commit | Release) -> Outcome:
+        """Blocking settlement that cannot be lost; :class:`Deferred` when the store is away."""
+        return self._wait(Pending(operation, settlement=True))
+
+    async def asettle(self, operation: Commit | Release) -> Outcome:
+        """Settlement from a coroutine: queued before the first await, so that cancelling the wait loses nothing."""
+        return await self._await(AsyncPending(operation, asyncio.get_running_loop(), settlement=True))
+
+    def settle_in_background(self, operation: Commit | Release) -> None:
+        """Queue a settlement and go on; safe in finalizers and signal handlers."""
+        self._submit(operation)
+
+    def begin(self, hold: object, organization_id: str, reservation_id: str, ttl: Any) -> None:
+        """Renew this hold until it is settled."""
+        self._keeper.begin(organization_id, reservation_id, ttl)
+
+    def _submit(self, operation: Operation) -> None:
+        pending = Pending(operation, settlement=isinstance(operation, Commit | Release))
+        self._background[id(pending)] = pending
+        self._lanes.put(pending)
+
+    def _wait(self, pending: Pending) -> Outcome:
+        if self._lanes.current_is_poster:
+            raise CreditsError(
+                "agentcredits was called from inside one of its own transactions (a database event?);"
+                " do this work outside."
+            )
+        self._lanes.ensure_started()
+        try:
+            self._lanes.put(pending)
+            while not pending.lock.acquire(timeout=SLICE_SECONDS):
+                if not self._lanes.alive:
+                    self._revive(pending)
+        except BaseException:
+            self._leave(pending)
+            raise
+        return self._unpack(pending.answer)
+
+    async def _await(self, pending: AsyncPending) -> Outcome:
+        self._lanes.ensure_started()
+        try:
+            self._lanes.put(pending)
+            answer = await pending.future
+        except BaseException:
+            self._leave(pending)
+            raise
+        return self._unpack(answer)
+
+    def _leave(self, pending: Pending) -> None:
+        """The caller goes away without its answer: nobody may be left with a hold that no one settles."""
+        if pending.settlement or pending.claim():
+            return
+        release = None if pending.answer is None else release_of(pending.operation, pending.answer)
+        if release is not None:
+            self._submit(release)
+
+    def _revive(self, pending: Pending) -> None:
+        """The posters ended (interpreter shutdown, or closed at the same moment): post what waits right here."""
+        self._lanes.stop(0)
+        if pending.answer is None and not pending.lock.locked():
+            return
+
+    @staticmethod
+    def _unpack(answer: Answer | None) -> Outcome:
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is None:
+            raise AssertionError("woken without an answer")
+        return answer
+
+    # -- posters' side ---------------------------------------------------------------------------------------
+
+    def _on_answer(self, pending: Pending, answer: Answer) -> Answer:
+        self._background.pop(id(pending), None)
+        operation = pending.operation
+        if isinstance(operation, Commit | Release) and pending.settlement:
+            if isinstance(answer, StoreUnavailableError):
+                self._keeper.defer(operation)
+                return deferred(answer)
+            self._keeper.end(operation.reservation_id)
+            problem = answer if isinstance(answer, BaseException) else answer.error
+            if problem is not None:
+                logger.error("agentcredits: reservation %s was not settled: %s", operation.reservation_id, problem)
+        elif isinstance(operation, Commit | Release) and isinstance(answer, Outcome) and answer.error is None:
+            self._keeper.end(operation.reservation_id)
+        elif isinstance(operation, Extend) and isinstance(answer, Outcome) and answer.error is not None:
+            # Settled by somebody else, or run out: there is nothing left to renew.
+            self._keeper.end_renewal(operation.reservation_id)
+        return answer
+
+    def _post_batch(self, operations: Sequence[Operation]) -> list[Answer]:
+        try:
+            return list(self._transact(operations))
+        except CreditsError as error:
+            return self._answer_all(operations, error)
+        except SQLAlchemyError as error:
+            if classify(error) is Fault.DATA and len(operations) > 1:
+                # One operation's own fault: post one at a time, so that only the culprit sees it.
+                return [answer for operation in operations for answer in self._post_batch([operation])]
+            return self._answer_all(operations, error)
+
+    def _answer_all(self, operations: Sequence[Operation], error: Exception) -> list[Answer]:
+        ambiguous = bool(getattr(error, "agentcredits_ambiguous", False))
+        return [
+            translate(
+                error,
+                idempotency_key=operation.key if isinstance(operation, KeyedOperation) else None,
+                ambiguous=ambiguous,
+            )
+            if not isinstance(error, CreditsError)
+            else error
+            for operation in operations
+        ]
+
+    def _transact(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """One transaction, tried again after conflicts, dead-locks and lost connections: keys make that safe."""
+        retrying = Retrying(
+            retry=retry_if_exception(lambda error: classify(error) in (Fault.CONFLICT, Fault.LOST)),
+            stop=stop_after_delay(self._limits.retry_seconds),
+            wait=wait_random_exponential(multiplier=0.01, max=0.5),
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    return self._transact_once(operations, fresh=attempt.retry_state.attempt_number == 1)
+        except RetryError as error:  # pragma: no cover - reraise=True raises the original
+            raise StoreUnavailableError(str(error)) from error
+        raise AssertionError("tenacity ended without an answer")
+
+    def _ensure_ready(self) -> None:
+        """Once per runner: an empty SQLite database gets its schema, any other must have the right one.
+
+        Raises:
+            SchemaError: the schema is missing, old or newer; says which command to run.
+        """
+        if self._ready:
+            return
+        with self._ready_lock, self._exclusive():
+            if not self._ready:
+                with self.engine.connect() as connection:
+                    empty = self.dialect.name == "sqlite" and upgrade.is_empty(connection)
+                if empty:
+                    upgrade.upgrade_database(self.engine)
+                with self.engine.connect() as connection:
+                    upgrade.require_schema(connection, url=self.engine.url.render_as_string(hide_password=True))
+                self._ready = True
+
+    def _transact_once(self, operations: Sequence[Operation], *, fresh: bool) -> list[Outcome]:
+        self._ensure_ready()
+        with self._exclusive(), self.engine.connect() as connection:
+            self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
+            outcomes = post(connection, operations, clock=self.clock, fresh=fresh)
+            try:
+                connection.commit()
+            except SQLAlchemyError as error:
+                error.agentcredits_ambiguous = True  # type: ignore[attr-defined]  # a note for _answer_all
+                raise
+            return outcomes
+
+    # -- reads -----------------------------------------------------------------------------------------------
+
+    def read(self, function: Callable[[Connection], T], *, organization_id: str | None = None) -> T:
+        """Run a read in the calling thread.
+
+        Settlements that this process queued in the background for the organization are waited for (a moment), so
+        that a caller reads what it has just done.
+        """
+        for pending in list(self._background.values()):
+            if organization_id in (None, pending.operation.organization_id) and pending.settlement:
+                if pending.lock.acquire(timeout=SLICE_SECONDS):
+                    pending.lock.release()
+        try:
+            self._ensure_ready()
+            with self._exclusive(), self.engine.connect() as connection:
+                return function(connection)
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    async def aread(self, function: Callable[[Connection], T], *, organization_id: str | None = None) -> T:
+        """Run a read in a private thread, the caller's contextvars copied."""
+        return await self.acall(lambda: self.read(function, organization_id=organization_id))
+
+    async def acall(self, function: Callable[[], T]) -> T:
+        """Run a blocking function in a private thread, the caller's contextvars copied."""
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._executor(), context.run, function)
+
+    def call_in_background(self, function: Callable[[], object]) -> None:
+        """Run a function in a private thread and go on."""
+        self._executor().submit(function)
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Let a background function wait."""
+        time.sleep(seconds)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._readers is None:
+            with self._readers_lock:
+                if self._readers is None:
+                    self._readers = ThreadPoolExecutor(self._limits.posters, thread_name_prefix="agentcredits-reader")
+        return self._readers
+
+    @contextmanager
+    def write_connection(self) -> Iterator[Connection]:
+        """A write transaction of one's own for what is no ledger operation (prices, schema)."""
+        try:
+            self._ensure_ready()
+            with self._exclusive(), self.engine.connect() as connection:
+                self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
+                yield connection
+                connection.commit()
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    def _exclusive(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._one_connection is None else self._one_connection
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    @property
+    def unsettled(self) -> list[Commit | Release]:
+        """Settlements that are kept because the store is away."""
+        return self._keeper.deferred
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything queued in the background is booked; False when some of it is still kept."""
+        for pending in list(self._background.values()):
+            if pending.lock.acquire(timeout=timeout_seconds):
+                pending.lock.release()
+        return not self._background and not self.unsettled
+
+    def close(self) -> None:
+        """Book what is queued and what was kept, end the threads, close the connections."""
+        self._keeper.stop(STOP_SECONDS)
+        self._lanes.stop(STOP_SECONDS)
+        for operation in self.unsettled:
+            answer = self._post_batch([operation])[0]
+            if isinstance(answer, BaseException):
+                logger.error(
+                    "agentcredits: reservation %s of organization %s could not be settled before the end: %s;"
+                    " the hold ends with its time-to-live",
+                    operation.reservation_id,
+                    operation.organization_id,
+                    answer,
+                )
+            else:
+                self._keeper.end(operation.reservation_id)
+        if self._readers is not None:
+            self._readers.shutdown(wait=True)
+            self._readers = None
+        if self._owns_engine:
+            self.engine.dispose()
+
+    def after_fork_in_child(self) -> None:
+        """Start anew: the parent's queue, threads and connections stay the parent's."""
+        self._ready_lock = threading.RLock()
+        _inherited.append((self.engine.pool, self._lanes, self._keeper, self._readers))
+        if self._one_connection is not None:
+            self._one_connection = threading.RLock()
+        else:
+            self.engine.dispose(close=False)
+        self._begin_life()
+
+
+#: What a forked child inherited: never used, never finalized (closing it would disturb the parent).
+_inherited: list[Any] = []

@@ -1,0 +1,452 @@
+"""The blocking face of the credit service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+from uuid import UUID
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from agentcredits.amounts import Amount
+from agentcredits.model import (
+    ActionCost,
+    Balance,
+    CreditGrant,
+    Decision,
+    Page,
+    PlannedAction,
+    Quote,
+    ReservationRecord,
+    SweepReport,
+    Transaction,
+    VerifyReport,
+)
+from agentcredits.reservation import Hold, SyncReservation
+from agentcredits.service_base import BaseService
+
+Id = str | UUID
+OverageName = Literal["reject", "cap"]
+
+
+class SyncCreditService(BaseService):
+    """The same service for blocking code: same methods, same arguments, same errors.
+
+    See :class:`CreditService` for the arguments.
+    """
+
+    def get_balance(
+        self,
+        organization_id: Id,
+    ) -> Balance:
+        """The account's balance now; ``balance["available"]`` and ``balance.available`` are the same.
+
+        Blocking form of :meth:`CreditService.get_balance`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.get_balance(organization_id))
+
+    def check_credits(
+        self,
+        organization_id: Id,
+        *,
+        agent_type: str | None = None,
+        action: str | None = None,
+        quantity: Amount = 1,
+        dimensions: Mapping[str, Any] | None = None,
+        amount: Amount | None = None,
+    ) -> Decision:
+        """Whether an action (or ``amount`` credits) could be charged now; nothing is held, so another may be faster.
+
+        Blocking form of :meth:`CreditService.check_credits`: same arguments, results and errors.
+        """
+        return self._core.run(
+            self._core.check_credits(
+                organization_id,
+                agent_type=agent_type,
+                action=action,
+                quantity=quantity,
+                dimensions=dimensions,
+                amount=amount,
+            )
+        )
+
+    def quote(
+        self,
+        organization_id: Id,
+        actions: Sequence[PlannedAction],
+    ) -> Quote:
+        """Price a whole plan before the start, and say whether the account could pay it.
+
+        Blocking form of :meth:`CreditService.quote`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.quote(organization_id, actions))
+
+    def consume_credits(
+        self,
+        *,
+        organization_id: Id,
+        amount: Amount | None = None,
+        agent_type: str | None = None,
+        action: str | None = None,
+        quantity: Amount = 1,
+        dimensions: Mapping[str, Any] | None = None,
+        project_id: Id | None = None,
+        department_id: Id | None = None,
+        user_id: Id | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        overage: OverageName | None = None,
+        session: Session | Connection | None = None,
+    ) -> Transaction:
+        """Charge at once.
+
+        Blocking form of :meth:`CreditService.consume_credits`: same arguments, results and errors.
+        """
+        steps = self._core.consume_credits(
+            organization_id=organization_id,
+            amount=amount,
+            agent_type=agent_type,
+            action=action,
+            quantity=quantity,
+            dimensions=dimensions,
+            project_id=project_id,
+            department_id=department_id,
+            user_id=user_id,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            overage=overage,
+        )
+        if session is not None:
+            return self._core.run_in_session(steps, session)
+        return self._core.run(steps)
+
+    def reserve_credits(
+        self,
+        *,
+        organization_id: Id,
+        amount: Amount | None = None,
+        agent_type: str | None = None,
+        action: str | None = None,
+        quantity: Amount = 1,
+        dimensions: Mapping[str, Any] | None = None,
+        project_id: Id | None = None,
+        department_id: Id | None = None,
+        user_id: Id | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> SyncReservation:
+        """Hold credits before the work.
+
+        Blocking form of :meth:`CreditService.reserve_credits`: same arguments, results and errors.
+        """
+        return cast(
+            SyncReservation,
+            self._core.run(
+                self._core.reserve_credits(
+                    organization_id=organization_id,
+                    amount=amount,
+                    agent_type=agent_type,
+                    action=action,
+                    quantity=quantity,
+                    dimensions=dimensions,
+                    project_id=project_id,
+                    department_id=department_id,
+                    user_id=user_id,
+                    metadata=metadata,
+                    idempotency_key=idempotency_key,
+                    ttl=ttl,
+                    handle=SyncReservation,
+                )
+            ),
+        )
+
+    def commit_reservation(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        amount: Amount | None = None,
+        *,
+        organization_id: Id | None = None,
+        overage: OverageName | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ReservationRecord:
+        """Charge a hold; what is not charged goes back to the grants it came from.
+
+        Blocking form of :meth:`CreditService.commit_reservation`: same arguments, results and errors.
+        """
+        return self._core.run(
+            self._core.commit_reservation(
+                reservation, amount, organization_id=organization_id, overage=overage, metadata=metadata
+            )
+        )
+
+    def confirm(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        amount: Amount | None = None,
+        *,
+        organization_id: Id | None = None,
+        overage: OverageName | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ReservationRecord:
+        """Alias of ``commit_reservation``."""
+        return self._core.run(
+            self._core.commit_reservation(
+                reservation, amount, organization_id=organization_id, overage=overage, metadata=metadata
+            )
+        )
+
+    def release_reservation(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        reason: str | None = None,
+        *,
+        organization_id: Id | None = None,
+    ) -> ReservationRecord:
+        """Give a hold back; releasing twice is harmless.
+
+        Blocking form of :meth:`CreditService.release_reservation`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.release_reservation(reservation, reason, organization_id=organization_id))
+
+    def rollback(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        reason: str | None = None,
+        *,
+        organization_id: Id | None = None,
+    ) -> ReservationRecord:
+        """Alias of ``release_reservation``."""
+        return self._core.run(self._core.release_reservation(reservation, reason, organization_id=organization_id))
+
+    def extend_reservation(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        ttl: timedelta,
+        *,
+        organization_id: Id | None = None,
+    ) -> ReservationRecord:
+        """Let a hold live until now + ``ttl`` (never relative to its old end).
+
+        Blocking form of :meth:`CreditService.extend_reservation`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.extend_reservation(reservation, ttl, organization_id=organization_id))
+
+    def mark_unknown(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        provider: str,
+        provider_reference: str | None = None,
+        *,
+        organization_id: Id | None = None,
+        ttl: timedelta | None = None,
+    ) -> ReservationRecord:
+        """The provider's verdict is awaited (a poll time-out is not a failure): keep the hold for ``ttl`` (7 days).
+
+        Blocking form of :meth:`CreditService.mark_unknown`: same arguments, results and errors.
+        """
+        return self._core.run(
+            self._core.mark_unknown(reservation, provider, provider_reference, organization_id=organization_id, ttl=ttl)
+        )
+
+    def get_reservation(
+        self,
+        reservation: str | Hold | ReservationRecord,
+        *,
+        organization_id: Id | None = None,
+    ) -> ReservationRecord:
+        """One reservation as it is now.
+
+        Blocking form of :meth:`CreditService.get_reservation`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.get_reservation(reservation, organization_id=organization_id))
+
+    def list_reservations(
+        self,
+        organization_id: Id,
+        *,
+        states: Sequence[str] = (),
+        limit: int = 50,
+    ) -> tuple[ReservationRecord, ...]:
+        """Reservations as they are now, newest first; ``states`` narrows (``"active"``, ``"unknown"`` …)."""
+        return self._core.run(self._core.list_reservations(organization_id, states=states, limit=limit))
+
+    def refund_credits(
+        self,
+        transaction: str | Transaction,
+        amount: Amount | None = None,
+        reason: str | None = None,
+        *,
+        organization_id: Id | None = None,
+        idempotency_key: str | None = None,
+        session: Session | Connection | None = None,
+    ) -> Transaction:
+        """Give a charge, or a part of it, back to the grants it came from (newest allocation first).
+
+        Blocking form of :meth:`CreditService.refund_credits`: same arguments, results and errors.
+        """
+        steps = self._core.refund_credits(
+            transaction, amount, reason, organization_id=organization_id, idempotency_key=idempotency_key
+        )
+        if session is not None:
+            return self._core.run_in_session(steps, session)
+        return self._core.run(steps)
+
+    def grant_credits(
+        self,
+        organization_id: Id,
+        amount: Amount,
+        *,
+        category: str = "paid",
+        priority: int = 50,
+        effective_at: datetime | None = None,
+        expires_at: datetime | None = None,
+        source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> CreditGrant:
+        """Add a block of credits; opens the organization's account.
+
+        Blocking form of :meth:`CreditService.grant_credits`: same arguments, results and errors.
+        """
+        return self._core.run(
+            self._core.grant_credits(
+                organization_id,
+                amount,
+                category=category,
+                priority=priority,
+                effective_at=effective_at,
+                expires_at=expires_at,
+                source=source,
+                metadata=metadata,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    def void_grant(
+        self,
+        grant: str | CreditGrant,
+        *,
+        organization_id: Id | None = None,
+        reason: str | None = None,
+    ) -> CreditGrant:
+        """Take back what is left of a grant; what is held stays with its hold and ends with it.
+
+        Blocking form of :meth:`CreditService.void_grant`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.void_grant(grant, organization_id=organization_id, reason=reason))
+
+    def list_grants(
+        self,
+        organization_id: Id,
+    ) -> tuple[CreditGrant, ...]:
+        """Every grant of the organization as it is now, oldest first."""
+        return self._core.run(self._core.list_grants(organization_id))
+
+    def create_account(
+        self,
+        organization_id: Id,
+    ) -> Balance:
+        """Open an account without credits; nothing happens when it is there."""
+        return self._core.run(self._core.create_account(organization_id))
+
+    def set_cost(
+        self,
+        agent_type: str,
+        action: str,
+        cost: Amount,
+        *,
+        organization_id: Id | None = None,
+        valid_from: datetime | None = None,
+        valid_until: datetime | None = None,
+        free: bool = False,
+        source: str | None = None,
+    ) -> ActionCost:
+        """Set what an action costs; the row in force before is closed, so that history keeps its prices.
+
+        Blocking form of :meth:`CreditService.set_cost`: same arguments, results and errors.
+        """
+        return self._core.run(
+            self._core.set_cost(
+                agent_type,
+                action,
+                cost,
+                organization_id=organization_id,
+                valid_from=valid_from,
+                valid_until=valid_until,
+                free=free,
+                source=source,
+            )
+        )
+
+    def get_cost(
+        self,
+        agent_type: str,
+        action: str,
+        *,
+        organization_id: Id | None = None,
+    ) -> ActionCost:
+        """The price that applies to an action now.
+
+        Blocking form of :meth:`CreditService.get_cost`: same arguments, results and errors.
+        """
+        return self._core.run(self._core.get_cost(agent_type, action, organization_id=organization_id))
+
+    def list_costs(
+        self,
+        organization_id: Id | None = None,
+        *,
+        all_versions: bool = False,
+    ) -> tuple[ActionCost, ...]:
+        """Prices in force or to come: the defaults, and the organization's own."""
+        return self._core.run(self._core.list_costs(organization_id, all_versions=all_versions))
+
+    def list_transactions(
+        self,
+        organization_id: Id,
+        *,
+        cursor: int | None = None,
+        limit: int = 50,
+        type: str | None = None,
+        agent_type: str | None = None,
+        action: str | None = None,
+    ) -> Page[Transaction]:
+        """The history, newest first; ``cursor`` is the last page's ``next_cursor``."""
+        return self._core.run(
+            self._core.list_transactions(
+                organization_id, cursor=cursor, limit=limit, type=type, agent_type=agent_type, action=action
+            )
+        )
+
+    def sweep(
+        self,
+        organization_id: Id | None = None,
+    ) -> SweepReport:
+        """Book what is due everywhere; tidiness only, correctness never depends on it."""
+        return self._core.run(self._core.sweep(organization_id))
+
+    def verify(
+        self,
+        organization_id: Id | None = None,
+    ) -> VerifyReport:
+        """Recompute every counter from the rows that it counts and report any difference."""
+        return self._core.run(self._core.verify(organization_id))
+
+    def flush(self, timeout: timedelta = timedelta(seconds=10)) -> bool:
+        """Wait until settlements made in the background are booked; False when the store is still away."""
+        return self._core.runner.flush(timeout.total_seconds())
+
+    def close(self) -> None:
+        """Book what is queued and, when this was the last service on its database, close the connections."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,76 @@
+"""Settings, from arguments and ``AGENTCREDITS_…`` environment variables.
+
+pydantic-settings is imported here and this module only on first use, so that ``import agentcredits`` stays light.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentcredits.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """How agentcredits behaves. Every field can be set by ``AGENTCREDITS_<FIELD>`` in the environment.
+
+    ``mode`` "off" (nothing is looked up, held or charged) can only be given as an argument: an environment variable
+    that switches billing off in production would go unseen.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="AGENTCREDITS_", frozen=True, extra="forbid")
+
+    database_url: str | None = None
+    mode: Literal["enforce", "off"] = "enforce"
+    reservation_ttl_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """How long a hold lives without being renewed."""
+    unknown_ttl_seconds: float = Field(default=7 * 86_400.0, gt=0)
+    """How long a hold waits for a provider's verdict."""
+    commit_grace_seconds: float = Field(default=0.0, ge=0, le=3_600)
+    """How long after its expiry an explicit commit may still settle a hold."""
+    on_settlement_failure: Literal["return", "raise"] = "return"
+    """What a handle does when the work is done and the store is away (the settlement is retried either way)."""
+    lock_timeout_seconds: float = Field(default=5.0, gt=0, le=60)
+    """How long an own transaction waits for a lock."""
+    retry_seconds: float = Field(default=2.0, ge=0, le=60)
+    """How long a posting is tried again after conflicts, dead-locks and lost connections."""
+    pool_size: int = Field(default=5, ge=1, le=200)
+    """Connections, and on PostgreSQL the number of accounts that can be posted at the same moment."""
+    batch_size: int = Field(default=500, ge=1, le=5_000)
+    """Operations in one transaction at most."""
+    price_cache_seconds: float = Field(default=0.5, ge=0, le=1)
+    """How old a price may be; at most one second, so that plain SQL on the table works."""
+    sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
+    """FULL survives a power cut; NORMAL is faster and may lose the last charges then (never after a crash)."""
+
+    @property
+    def reservation_ttl(self) -> timedelta:
+        """The default time-to-live of a hold."""
+        return timedelta(seconds=self.reservation_ttl_seconds)
+
+
+def load_settings(**arguments: object) -> Settings:
+    """Settings from arguments over the environment.
+
+    Raises:
+        ConfigurationError: an unknown name or a value out of range, or mode "off" from the environment.
+    """
+    if "mode" not in arguments and os.environ.get("AGENTCREDITS_MODE", "").strip().lower() == "off":
+        raise ConfigurationError('AGENTCREDITS_MODE=off is not allowed: pass configure(mode="off") in code instead.')
+    try:
+        return Settings(**arguments)  # type: ignore[arg-type]  # pydantic checks the values
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        raise ConfigurationError(f"setting {name}: {problem['msg']}.", context={"setting": name}) from error
+
+
+def default_database_url() -> str:
+    """The default ledger: one absolute file per user, the same from every working directory."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return f"sqlite:///{Path(base).absolute() / 'agentcredits' / 'agentcredits.db'}"

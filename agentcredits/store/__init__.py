@@ -1,0 +1,1 @@
+"""The store: the only SQL of agentcredits (SQLAlchemy Core), written once, blocking."""

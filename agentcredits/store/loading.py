@@ -1,0 +1,183 @@
+"""Load what a batch of operations on one account can touch, with a fixed number of statements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_
+
+from agentcredits.model import Allocation
+from agentcredits.rules import operations as ops
+from agentcredits.rules.due import is_due
+from agentcredits.rules.state import OPEN_STATES, AccountState, HoldState, Ledger, Row
+from agentcredits.store import records
+from agentcredits.store.dialects import StoreDialect
+from agentcredits.store.tables import (
+    credit_accounts,
+    credit_grants,
+    credit_reservations,
+    credit_transaction_allocations,
+    credit_transaction_details,
+    credit_transactions,
+    idempotency_keys,
+)
+
+_OPEN_STATES = [state.value for state in OPEN_STATES]
+
+#: Ledger rows with their erasable details.
+TRANSACTIONS: Select[tuple[object, ...]] = select(
+    credit_transactions,
+    *(column for column in credit_transaction_details.c if column.name not in ("organization_id", "transaction_id")),
+).select_from(
+    credit_transactions.outerjoin(
+        credit_transaction_details,
+        and_(
+            credit_transaction_details.c.organization_id == credit_transactions.c.organization_id,
+            credit_transaction_details.c.transaction_id == credit_transactions.c.id,
+        ),
+    )
+)
+
+
+def load_account(
+    connection: Connection, organization_id: str, *, lock: StoreDialect | None = None
+) -> AccountState | None:
+    """The account's counters; with ``lock``, its row is locked until the transaction ends."""
+    statement = select(credit_accounts).where(credit_accounts.c.organization_id == organization_id)
+    if lock is not None and lock.lock_suffix():
+        statement = statement.with_for_update(key_share=True)
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else records.read_account(row)
+
+
+def load_open_grants(connection: Connection, ledger: Ledger) -> None:
+    """Every grant to which something can still happen."""
+    _load_grants(
+        connection,
+        ledger,
+        select(credit_grants).where(credit_grants.c.organization_id == ledger.organization_id, credit_grants.c.is_open),
+    )
+
+
+def load_due_holds(connection: Connection, ledger: Ledger, now: datetime) -> None:
+    """Every open hold whose time is over, and when the next of the others ends."""
+    if ledger.account is None or not is_due(ledger.account, now):
+        return
+    table = credit_reservations
+    mine = and_(table.c.organization_id == ledger.organization_id, table.c.state.in_(_OPEN_STATES))
+    _load_holds(connection, ledger, select(table).where(mine, table.c.expires_at <= now))
+    ledger.later_due_at = connection.execute(
+        select(func.min(table.c.expires_at)).where(mine, table.c.expires_at > now)
+    ).scalar()
+
+
+def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.Operation], *, fresh: bool) -> None:
+    """The records that the operations name by key or id.
+
+    Args:
+        connection: Where to read.
+        ledger: Gets the records.
+        operations: The batch.
+        fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
+    """
+    hold_ids: set[str] = set()
+    row_ids: set[str] = set()
+    grant_ids: set[str] = set()
+    places: set[tuple[str, str]] = set()
+    for operation in operations:
+        if isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated):
+            places.add((str(operation.key_kind), operation.key))
+        if isinstance(operation, ops.Commit | ops.Release | ops.Extend | ops.MarkUnknown):
+            hold_ids.add(operation.reservation_id)
+        elif isinstance(operation, ops.Refund):
+            row_ids.add(operation.transaction_id)
+        elif isinstance(operation, ops.VoidGrant):
+            grant_ids.add(operation.grant_id)
+    if places:
+        _load_keys(connection, ledger, places)
+        for key in ledger.keys.values():
+            {"reserve": hold_ids, "grant": grant_ids}.get(key.kind, row_ids).add(key.result_id)
+    if hold_ids:
+        table = credit_reservations
+        _load_holds(
+            connection,
+            ledger,
+            select(table).where(table.c.organization_id == ledger.organization_id, table.c.id.in_(sorted(hold_ids))),
+        )
+    if row_ids:
+        grant_ids |= _load_rows_with_refunds(connection, ledger, row_ids)
+    missing = grant_ids - ledger.grants.keys()
+    if missing:
+        _load_grants(
+            connection,
+            ledger,
+            select(credit_grants).where(
+                credit_grants.c.organization_id == ledger.organization_id, credit_grants.c.id.in_(sorted(missing))
+            ),
+        )
+
+
+def load_allocations(
+    connection: Connection, organization_id: str, transaction_ids: Iterable[str]
+) -> dict[str, tuple[Allocation, ...]]:
+    """The per-grant allocations of ledger rows, in their order."""
+    table = credit_transaction_allocations
+    found: dict[str, list[Allocation]] = {}
+    for row in connection.execute(
+        select(table.c.transaction_id, table.c.grant_id, table.c.amount_micros)
+        .where(table.c.organization_id == organization_id, table.c.transaction_id.in_(list(transaction_ids)))
+        .order_by(table.c.transaction_id, table.c.position)
+    ):
+        found.setdefault(row.transaction_id, []).append(Allocation(row.grant_id, row.amount_micros))
+    return {transaction_id: tuple(parts) for transaction_id, parts in found.items()}
+
+
+def read_rows(connection: Connection, organization_id: str, statement: Select[tuple[object, ...]]) -> list[Row]:
+    """Ledger rows of a statement built on ``TRANSACTIONS``, with their allocations."""
+    found = connection.execute(statement).mappings().all()
+    allocations = load_allocations(connection, organization_id, [row["id"] for row in found]) if found else {}
+    return [records.read_row(row, allocations.get(row["id"], ())) for row in found]
+
+
+def _load_keys(connection: Connection, ledger: Ledger, places: set[tuple[str, str]]) -> None:
+    table = idempotency_keys
+    for row in connection.execute(
+        select(table).where(
+            table.c.organization_id == ledger.organization_id, tuple_(table.c.kind, table.c.key).in_(sorted(places))
+        )
+    ).mappings():
+        key = records.read_key(row)
+        ledger.keys[key.kind, key.key] = key
+
+
+def _load_grants(connection: Connection, ledger: Ledger, statement: Select[tuple[object, ...]]) -> None:
+    for row in connection.execute(statement).mappings():
+        ledger.grants.setdefault(row["id"], records.read_grant(row))
+
+
+def _load_holds(connection: Connection, ledger: Ledger, statement: Select[tuple[object, ...]]) -> None:
+    for row in connection.execute(statement).mappings():
+        hold: HoldState = records.read_hold(row)
+        ledger.holds.setdefault(hold.id, hold)
+
+
+def _load_rows_with_refunds(connection: Connection, ledger: Ledger, row_ids: set[str]) -> set[str]:
+    """Load ledger rows and the refunds of them; return the grants that they touch."""
+    table = credit_transactions
+    wanted = sorted(row_ids)
+    grant_ids: set[str] = set()
+    for row in read_rows(
+        connection,
+        ledger.organization_id,
+        TRANSACTIONS.where(
+            table.c.organization_id == ledger.organization_id,
+            or_(table.c.id.in_(wanted), table.c.refund_of.in_(wanted)),
+        ).order_by(table.c.seq),
+    ):
+        if row.id in row_ids:
+            ledger.rows[row.id] = row
+        if row.refund_of is not None:
+            ledger.refunds.setdefault(row.refund_of, []).append(row)
+        grant_ids |= {part.grant_id for part in row.allocations if part.grant_id is not None}
+    return grant_ids

@@ -1,0 +1,216 @@
+"""Reads: balances, histories, grants, reservations, accounts that have something due."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, select
+
+from agentcredits.clock import Clock
+from agentcredits.model import (
+    Balance,
+    CreditGrant,
+    GrantStatus,
+    Page,
+    ReservationRecord,
+    ReservationState,
+    Transaction,
+    TransactionType,
+)
+from agentcredits.rules import refusals
+from agentcredits.rules.due import book_due, is_due
+from agentcredits.rules.entries import end_if_over
+from agentcredits.rules.state import AccountState, Ledger
+from agentcredits.store import loading, records
+from agentcredits.store.dialects import dialect_of
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, credit_transactions
+
+
+def _now(connection: Connection, clock: Clock | None) -> datetime:
+    return dialect_of(connection).now(connection) if clock is None else clock.now()
+
+
+def _view(connection: Connection, organization_id: str, clock: Clock | None) -> tuple[Ledger, AccountState, datetime]:
+    """The account as it is now: what is due is computed here and booked by the next posting.
+
+    One statement when nothing is due. Otherwise the loads see one moment, or they would be torn apart.
+    """
+    ledger = Ledger(organization_id)
+    now = _now(connection, clock)
+    ledger.account = loading.load_account(connection, organization_id)
+    if ledger.account is None:
+        raise refusals.account_not_found(organization_id)
+    now = max(now, ledger.account.last_posted_at)
+    if is_due(ledger.account, now):
+        connection.rollback()
+        dialect_of(connection).begin_read(connection)
+        ledger.account = loading.load_account(connection, organization_id)
+        if ledger.account is None:
+            raise refusals.account_not_found(organization_id)
+        now = max(now, ledger.account.last_posted_at)
+        loading.load_open_grants(connection, ledger)
+        loading.load_due_holds(connection, ledger, now)
+        book_due(ledger, now)
+    return ledger, ledger.account, now
+
+
+def get_balance(connection: Connection, organization_id: str, clock: Clock | None) -> Balance:
+    """The account's balance now.
+
+    Raises:
+        AccountNotFoundError: the organization has no account.
+    """
+    _, account, now = _view(connection, organization_id, clock)
+    return Balance(
+        organization_id=organization_id,
+        granted_micros=account.granted_micros,
+        scheduled_micros=account.scheduled_micros,
+        spent_micros=account.spent_micros,
+        reserved_micros=account.reserved_micros,
+        expired_micros=account.expired_micros,
+        voided_micros=account.voided_micros,
+        as_of=now,
+    )
+
+
+def get_account(connection: Connection, organization_id: str, clock: Clock | None) -> AccountState:
+    """The account's counters now (for checks).
+
+    Raises:
+        AccountNotFoundError: the organization has no account.
+    """
+    return _view(connection, organization_id, clock)[1]
+
+
+def list_grants(connection: Connection, organization_id: str, clock: Clock | None) -> tuple[CreditGrant, ...]:
+    """Every grant of the organization as it is now, oldest first."""
+    ledger, _, now = _view(connection, organization_id, clock)
+    rows = connection.execute(
+        select(credit_grants)
+        .where(credit_grants.c.organization_id == organization_id)
+        .order_by(credit_grants.c.created_at, credit_grants.c.id)
+    ).mappings()
+    grants = []
+    for row in rows:
+        grant = ledger.grants.setdefault(row["id"], records.read_grant(row))
+        end_if_over(ledger, grant, now)
+        grants.append(records.public_grant(organization_id, grant))
+    return tuple(grants)
+
+
+def get_reservation(
+    connection: Connection, organization_id: str, reservation_id: str, clock: Clock | None
+) -> ReservationRecord:
+    """One reservation as it is now.
+
+    Raises:
+        ReservationNotFoundError: unknown, or another organization's.
+    """
+    table = credit_reservations
+    ledger, _, _ = _view(connection, organization_id, clock)
+    row = (
+        connection.execute(
+            select(table).where(table.c.organization_id == organization_id, table.c.id == reservation_id)
+        )
+        .mappings()
+        .first()
+    )
+    if row is None:
+        raise refusals.reservation_not_found(organization_id, reservation_id)
+    hold = ledger.holds.get(reservation_id) or records.read_hold(row)
+    return records.public_hold(organization_id, hold)
+
+
+def list_reservations(
+    connection: Connection,
+    organization_id: str,
+    clock: Clock | None,
+    *,
+    states: Sequence[ReservationState],
+    limit: int,
+) -> tuple[ReservationRecord, ...]:
+    """Reservations in the given states as they are now, newest first."""
+    table = credit_reservations
+    ledger, _, _ = _view(connection, organization_id, clock)
+    statement = select(table).where(table.c.organization_id == organization_id)
+    if states:
+        # Those whose time is over still stand as open in the table: they are read too, and judged below.
+        wanted = {state.value for state in states}
+        if ReservationState.EXPIRED in states:
+            wanted |= {ReservationState.ACTIVE.value, ReservationState.UNKNOWN.value}
+        statement = statement.where(table.c.state.in_(sorted(wanted)))
+    found = []
+    for row in connection.execute(statement.order_by(table.c.id.desc()).limit(limit * 2 + 10)).mappings():
+        hold = ledger.holds.get(row["id"]) or records.read_hold(row)
+        if not states or hold.state in states:
+            found.append(records.public_hold(organization_id, hold))
+    return tuple(found[:limit])
+
+
+def get_transaction(connection: Connection, organization_id: str, transaction_id: str) -> Transaction | None:
+    """One ledger row, or None."""
+    table = credit_transactions
+    rows = loading.read_rows(
+        connection,
+        organization_id,
+        loading.TRANSACTIONS.where(table.c.organization_id == organization_id, table.c.id == transaction_id),
+    )
+    return records.public_row(organization_id, rows[0]) if rows else None
+
+
+def list_transactions(
+    connection: Connection,
+    organization_id: str,
+    *,
+    cursor: int | None,
+    limit: int,
+    type: TransactionType | None,
+    agent_type: str | None,
+    action: str | None,
+) -> Page[Transaction]:
+    """A page of the history, newest first, by ``seq``: no row is skipped or shown twice while others are added."""
+    table = credit_transactions
+    statement = loading.TRANSACTIONS.where(table.c.organization_id == organization_id)
+    if cursor is not None:
+        statement = statement.where(table.c.seq < cursor)
+    if type is not None:
+        statement = statement.where(table.c.type == type.value)
+    if agent_type is not None:
+        statement = statement.where(table.c.agent_type == agent_type)
+    if action is not None:
+        statement = statement.where(table.c.action == action)
+    rows = loading.read_rows(connection, organization_id, statement.order_by(table.c.seq.desc()).limit(limit + 1))
+    items = tuple(records.public_row(organization_id, row) for row in rows[:limit])
+    return Page(items, items[-1].seq if len(rows) > limit else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is due in an account: how many holds and grants end, and which holds awaited a verdict."""
+
+    holds: int
+    grants: int
+    unknown: tuple[str, ...]
+
+
+def due_summary(connection: Connection, organization_id: str, clock: Clock | None) -> Due:
+    """What the next posting of the account will book by time alone."""
+    ledger, _, _ = _view(connection, organization_id, clock)
+    ended = [ledger.holds[place] for place in sorted(ledger.changes.holds)]
+    grants = [ledger.grants[place] for place in ledger.changes.grants]
+    return Due(
+        holds=len(ended),
+        grants=sum(grant.status is GrantStatus.EXPIRED and grant.expired_micros > 0 for grant in grants),
+        unknown=tuple(hold.id for hold in ended if hold.provider is not None),
+    )
+
+
+def accounts_due(connection: Connection, clock: Clock | None, organization_id: str | None) -> list[str]:
+    """The organizations that have something to be booked."""
+    table = credit_accounts
+    statement = select(table.c.organization_id).where(table.c.next_due_at <= _now(connection, clock))
+    if organization_id is not None:
+        statement = statement.where(table.c.organization_id == organization_id)
+    return list(connection.execute(statement.order_by(table.c.organization_id)).scalars())

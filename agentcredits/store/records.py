@@ -1,0 +1,310 @@
+"""Between rows of the database, the rules' state, and the public records."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from agentcredits.model import (
+    Allocation,
+    CreditGrant,
+    GrantCategory,
+    GrantStatus,
+    Pricing,
+    ReservationRecord,
+    ReservationState,
+    Transaction,
+    TransactionType,
+)
+from agentcredits.rules.state import AccountState, GrantState, HoldState, KeyState, Row
+
+Values = dict[str, Any]
+RowLike = RowMapping
+
+_ACCOUNT_COUNTERS = (
+    "granted_micros",
+    "scheduled_micros",
+    "spent_micros",
+    "reserved_micros",
+    "expired_micros",
+    "voided_micros",
+    "last_seq",
+    "next_due_at",
+    "last_posted_at",
+)
+_GRANT_COUNTERS = ("spent_micros", "held_micros", "expired_micros", "voided_micros")
+_HOLD_PLAIN = (
+    "id",
+    "amount_micros",
+    "agent_type",
+    "action",
+    "quantity",
+    "project_id",
+    "department_id",
+    "user_id",
+    "request_id",
+    "run_id",
+    "dimensions",
+    "metadata",
+    "idempotency_key",
+    "created_at",
+    "expires_at",
+    "settled_at",
+    "requested_micros",
+    "charged_micros",
+    "uncollected_micros",
+    "transaction_id",
+    "late",
+    "reason",
+    "provider",
+    "provider_reference",
+)
+_ROW_PLAIN = (
+    "id",
+    "seq",
+    "amount_micros",
+    "balance_after_micros",
+    "created_at",
+    "agent_type",
+    "action",
+    "quantity",
+    "project_id",
+    "department_id",
+    "run_id",
+    "reservation_id",
+    "grant_id",
+    "refund_of",
+    "idempotency_key",
+    "uncollected_micros",
+    "late",
+)
+_DETAILS = ("user_id", "request_id", "reason", "dimensions", "metadata")
+
+
+# -- accounts ----------------------------------------------------------------------------------------------------
+
+
+def read_account(row: RowLike) -> AccountState:
+    """A credit_accounts row as state."""
+    return AccountState(
+        organization_id=row["organization_id"],
+        created_at=row["created_at"],
+        **{name: row[name] for name in _ACCOUNT_COUNTERS},
+    )
+
+
+def account_counters(account: AccountState) -> Values:
+    """What an UPDATE of the account writes."""
+    return {name: getattr(account, name) for name in _ACCOUNT_COUNTERS}
+
+
+# -- grants ------------------------------------------------------------------------------------------------------
+
+
+def read_grant(row: RowLike) -> GrantState:
+    """A credit_grants row as state."""
+    return GrantState(
+        id=row["id"],
+        status=GrantStatus(row["status"]),
+        amount_micros=row["amount_micros"],
+        category=GrantCategory(row["category"]),
+        priority=row["priority"],
+        effective_at=row["effective_at"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        voided_at=row["voided_at"],
+        source=row["source"],
+        **{name: row[name] for name in _GRANT_COUNTERS},
+    )
+
+
+def grant_values(organization_id: str, grant: GrantState) -> Values:
+    """A whole credit_grants row."""
+    return {
+        **grant_changes(organization_id, grant),
+        "amount_micros": grant.amount_micros,
+        "category": grant.category.value,
+        "priority": grant.priority,
+        "effective_at": grant.effective_at,
+        "expires_at": grant.expires_at,
+        "created_at": grant.created_at,
+        "source": grant.source,
+    }
+
+
+def grant_changes(organization_id: str, grant: GrantState) -> Values:
+    """What an UPDATE of a grant writes, with its key."""
+    return {
+        "organization_id": organization_id,
+        "id": grant.id,
+        "status": grant.status.value,
+        "is_open": grant.is_open,
+        "voided_at": grant.voided_at,
+        **{name: getattr(grant, name) for name in _GRANT_COUNTERS},
+    }
+
+
+def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = False) -> CreditGrant:
+    """The record that callers get."""
+    return CreditGrant(
+        organization_id=organization_id,
+        id=grant.id,
+        amount_micros=grant.amount_micros,
+        category=grant.category,
+        priority=grant.priority,
+        effective_at=grant.effective_at,
+        created_at=grant.created_at,
+        status=grant.status,
+        expires_at=grant.expires_at,
+        voided_at=grant.voided_at,
+        source=grant.source,
+        replayed=replayed,
+        **{name: getattr(grant, name) for name in _GRANT_COUNTERS},
+    )
+
+
+# -- reservations ------------------------------------------------------------------------------------------------
+
+
+def read_hold(row: RowLike) -> HoldState:
+    """A credit_reservations row as state."""
+    plain = {name: row[name] for name in _HOLD_PLAIN}
+    plain["quantity"] = _decimal(plain["quantity"])
+    return HoldState(
+        state=ReservationState(row["state"]),
+        pricing=Pricing(row["pricing"]),
+        allocations=tuple(Allocation(grant_id, micros) for grant_id, micros in json.loads(row["allocations"])),
+        **plain,
+    )
+
+
+def hold_values(organization_id: str, hold: HoldState) -> Values:
+    """A whole credit_reservations row."""
+    return {
+        "organization_id": organization_id,
+        "state": hold.state.value,
+        "pricing": hold.pricing.value,
+        "allocations": json.dumps([[part.grant_id, part.amount_micros] for part in hold.allocations]),
+        **{name: getattr(hold, name) for name in _HOLD_PLAIN},
+    }
+
+
+def hold_changes(organization_id: str, hold: HoldState) -> Values:
+    """What an UPDATE of a reservation writes, with its key."""
+    return {
+        "organization_id": organization_id,
+        "id": hold.id,
+        "state": hold.state.value,
+        **{
+            name: getattr(hold, name)
+            for name in (
+                "expires_at",
+                "settled_at",
+                "requested_micros",
+                "charged_micros",
+                "uncollected_micros",
+                "transaction_id",
+                "late",
+                "reason",
+                "provider",
+                "provider_reference",
+            )
+        },
+    }
+
+
+def public_hold(organization_id: str, hold: HoldState, *, replayed: bool = False) -> ReservationRecord:
+    """The record that callers get."""
+    plain = {name: getattr(hold, name) for name in _HOLD_PLAIN if name not in ("dimensions", "metadata")}
+    return ReservationRecord(
+        organization_id=organization_id,
+        state=hold.state,
+        pricing=hold.pricing,
+        allocations=hold.allocations,
+        replayed=replayed,
+        **plain,
+    )
+
+
+# -- ledger rows -------------------------------------------------------------------------------------------------
+
+
+def read_row(row: RowLike, allocations: tuple[Allocation, ...]) -> Row:
+    """A credit_transactions row (joined with its details) as state."""
+    plain = {name: row[name] for name in (*_ROW_PLAIN, *_DETAILS)}
+    plain["quantity"] = _decimal(plain["quantity"])
+    return Row(type=TransactionType(row["type"]), pricing=Pricing(row["pricing"]), allocations=allocations, **plain)
+
+
+def row_values(organization_id: str, row: Row) -> Values:
+    """A whole credit_transactions row."""
+    return {
+        "organization_id": organization_id,
+        "type": row.type.value,
+        "pricing": row.pricing.value,
+        **{name: getattr(row, name) for name in _ROW_PLAIN},
+    }
+
+
+def allocation_values(organization_id: str, row: Row) -> list[Values]:
+    """The credit_transaction_allocations rows of a ledger row."""
+    return [
+        {
+            "organization_id": organization_id,
+            "transaction_id": row.id,
+            "position": position,
+            "grant_id": part.grant_id,
+            "amount_micros": part.amount_micros,
+        }
+        for position, part in enumerate(row.allocations)
+    ]
+
+
+def detail_values(organization_id: str, row: Row) -> Values | None:
+    """The erasable details of a ledger row; None when there are none."""
+    details = {name: getattr(row, name) for name in _DETAILS}
+    if all(value is None for value in details.values()):
+        return None
+    return {"organization_id": organization_id, "transaction_id": row.id, **details}
+
+
+def public_row(organization_id: str, row: Row, *, replayed: bool = False) -> Transaction:
+    """The record that callers get."""
+    plain = {name: getattr(row, name) for name in (*_ROW_PLAIN, "user_id", "request_id", "reason")}
+    return Transaction(
+        organization_id=organization_id,
+        type=row.type,
+        pricing=row.pricing,
+        dimensions=json.loads(row.dimensions) if row.dimensions else {},
+        metadata=json.loads(row.metadata) if row.metadata else {},
+        allocations=row.allocations,
+        replayed=replayed,
+        **plain,
+    )
+
+
+# -- idempotency keys --------------------------------------------------------------------------------------------
+
+
+def read_key(row: RowLike) -> KeyState:
+    """An idempotency_keys row as state."""
+    return KeyState(row["kind"], row["key"], row["fingerprint"], row["result_id"], row["created_at"])
+
+
+def key_values(organization_id: str, key: KeyState) -> Values:
+    """A whole idempotency_keys row."""
+    return {
+        "organization_id": organization_id,
+        "kind": key.kind,
+        "key": key.key,
+        "fingerprint": key.fingerprint,
+        "result_id": key.result_id,
+        "created_at": key.created_at,
+    }
+
+
+def _decimal(value: Any) -> Decimal | None:
+    return None if value is None else Decimal(value)

