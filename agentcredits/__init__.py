@@ -2,10 +2,7 @@
 
 from agentcredits.base_crew import BaseCrew
 from agentcredits.context import RequestContext, bind, current_context, require_context, use_context
-try:  # TEMP
-    from agentcredits.decorators import consume_credits, track_agent_usage
-except ModuleNotFoundError:
-    pass
+from agentcredits.decorators import consume_credits, track_agent_usage
 from agentcredits.errors import (
     AccountLockedError,
     AccountNotFoundError,

@@ -220,7 +220,7 @@ def require_context() -> RequestContext:
     """
     frame = _active.get()
     if frame is None:
-        raise MissingContextError()
+        raise MissingContextError
     return frame.context
 
 

@@ -1,11 +1,12 @@
 """The integration guide's agents: the mixin, the decorator, a whole class, manual consumption, and errors.
 
-Two lines of set-up (a grant; the prices come with the database), then the guide as written.
+Two lines of set-up (the database and a grant; the prices come with the database), then the guide as written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 
 from agentcredits import (
     BaseCrew,
@@ -13,7 +14,6 @@ from agentcredits import (
     CreditService,
     InsufficientCreditsError,
     RequestContext,
-    configure,
     consume_credits,
     track_agent_usage,
     use_context,
@@ -84,9 +84,8 @@ async def handle(agent: YourAgent, topic: str) -> dict[str, str]:
 
 
 async def main() -> None:
-    service = configure("sqlite:///credits.db")
-    before = await service.grant_credits("acme", 9)
-    start = (await service.get_balance("acme")).spent
+    os.environ.setdefault("AGENTCREDITS_DATABASE_URL", "sqlite:///credits.db")
+    await CreditService().grant_credits("acme", 9)
     context = RequestContext(organization_id="acme", project_id="spring", user_id="ada")
 
     agent = YourAgent()
@@ -104,9 +103,8 @@ async def main() -> None:
     print(await process_request("acme", "spring"))
     print(await handle(agent, "one too many"))
 
-    balance = await service.get_balance("acme")
-    print(f"granted {before.amount}, spent {balance.spent - start}, left {balance.available}")
-    await service.aclose()
+    balance = await CreditService().get_balance("acme")
+    print(f"granted {balance.granted}, spent {balance.spent}, left {balance.available}")
 
 
 if __name__ == "__main__":

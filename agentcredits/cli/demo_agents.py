@@ -6,6 +6,7 @@ Importing this module imports crewai, which takes seconds: ``demo`` does it afte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from crewai import Agent, BaseLLM, Crew, Task
@@ -15,8 +16,8 @@ from pydantic import Field
 
 from agentcredits import BaseCrew, consume_credits
 
-OnTask = Callable[[str, str], None]
-"""Told the role and the answer after each task of a crew."""
+#: Told the role and the answer after each task of a crew.
+listener: ContextVar[Callable[[str, str], None]] = ContextVar("listener")
 
 
 class ScriptedLLM(BaseLLM):
@@ -40,13 +41,17 @@ class ScriptedLLM(BaseLLM):
         return 0
 
 
-def make_crew(parts: Sequence[tuple[str, str]], lines: Sequence[str | Exception], on_task: OnTask) -> Crew:
+def report(output: TaskOutput) -> None:
+    """Hand a finished task to the listener; crewai warns of callbacks that are not on a module's top level."""
+    listener.get()(output.agent.strip(), output.raw)
+
+
+def make_crew(parts: Sequence[tuple[str, str]], lines: Sequence[str | Exception]) -> Crew:
     """A sequential crew.
 
     Args:
         parts: A role and the description of its task, for each agent in turn.
         lines: What the model will say.
-        on_task: Told about each finished task.
     """
     llm = ScriptedLLM(model="scripted", lines=list(lines))
     agents: list[BaseAgent] = [
@@ -58,29 +63,23 @@ def make_crew(parts: Sequence[tuple[str, str]], lines: Sequence[str | Exception]
         for agent, (_role, description) in zip(agents, parts, strict=True)
     ]
 
-    def report(output: TaskOutput) -> None:
-        on_task(output.agent.strip(), output.raw)
-
     return Crew(agents=agents, tasks=tasks, task_callback=report, tracing=False)
 
 
 class ContentAgent:
     """A plain class: each decorated method is one priced action."""
 
-    def __init__(self, on_task: OnTask) -> None:
-        self._on_task = on_task
-
     @consume_credits("ContentAgent", "generate_content")
     def generate_content(self, topic: str, lines: Sequence[str | Exception]) -> str:
         """A researcher and a writer make a post."""
         parts = [("researcher", "Find one fact about {topic}."), ("writer", "Write a post about {topic}.")]
-        return str(make_crew(parts, lines, self._on_task).kickoff(inputs={"topic": topic}))
+        return str(make_crew(parts, lines).kickoff(inputs={"topic": topic}))
 
     @consume_credits("ContentAgent", "generate_instagram_reel")
     def generate_instagram_reel(self, topic: str, lines: Sequence[str | Exception]) -> str:
         """A writer and a cutter make a reel."""
         parts = [("writer", "Write a hook about {topic}."), ("cutter", "Plan the cuts of a reel about {topic}.")]
-        return str(make_crew(parts, lines, self._on_task).kickoff(inputs={"topic": topic}))
+        return str(make_crew(parts, lines).kickoff(inputs={"topic": topic}))
 
 
 class VideoAgent(BaseCrew):
@@ -88,11 +87,8 @@ class VideoAgent(BaseCrew):
 
     agent_type = "VideoAgent"
 
-    def __init__(self, on_task: OnTask) -> None:
-        self._on_task = on_task
-
     @consume_credits("VideoAgent", "generate_video")
     async def generate_video(self, topic: str, lines: Sequence[str | Exception]) -> str:
         """A director and a renderer make a video."""
         parts = [("director", "Plan a shot of {topic}."), ("renderer", "Render the shot of {topic}.")]
-        return str(await make_crew(parts, lines, self._on_task).kickoff_async(inputs={"topic": topic}))
+        return str(await make_crew(parts, lines).kickoff_async(inputs={"topic": topic}))

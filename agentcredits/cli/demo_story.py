@@ -13,7 +13,6 @@ from decimal import Decimal
 from typing import Any, Final
 
 from rich.console import Console
-from rich.rule import Rule
 from rich.text import Text
 
 from agentcredits import (
@@ -119,9 +118,10 @@ class Story:
 
     def run(self) -> dict[str, Any]:
         """Play every step, show the ledger; returns all of it as plain data."""
-        self.console.print(Rule(Text("agentcredits demo", style="bold"), align="left"))
+        say(self.console, ("── agentcredits demo ──", "bold"))
         with self._working("Loading CrewAI …"):
-            from agentcredits.cli.demo_agents import ContentAgent, VideoAgent
+            from agentcredits.cli.demo_agents import ContentAgent, VideoAgent, listener
+        listener.set(self._tell_task)
         say(
             self.console,
             f"CrewAI {importlib.metadata.version('crewai')} runs the crews; their language model is scripted:"
@@ -132,8 +132,8 @@ class Story:
         with SyncCreditService(url) as service:
             organization_id = self._set_up(service)
             context = RequestContext(organization_id=organization_id, project_id="tides", user_id="ada")
-            content = ContentAgent(self._tell_task)
-            video = VideoAgent(self._tell_task)
+            content = ContentAgent()
+            video = VideoAgent()
             video.set_context(context)
             for number, step in enumerate(STEPS, start=1):
                 with self._told(service, organization_id, number, step):
@@ -184,17 +184,18 @@ class Story:
             outcome, reason = "refused", error.message
             say(self.console, "   ", (f"{type(error).__name__}: {error.message}", OUTCOME_STYLES[outcome]))
         after = service.get_balance(organization_id)
+        left = f", {credits_text(after.available)} credits left"
         charged = before.available - after.available
         if outcome == "refused":
-            say(self.console, "   The crew did not start.")
+            say(self.console, "   ", ("✗ refused", OUTCOME_STYLES[outcome]), f", the crew did not start{left}")
             what = action_text(step.agent_type, step.action)
             self._refusals.append(
                 Told(after.as_of, None, what, outcome, f"needs {credits_text(price)}", after.available)
             )
         else:
             amount = charged if outcome == "charged" else price
-            say(self.console, "   ", (f"{outcome} {credits_text(amount)}", OUTCOME_STYLES[outcome]))
-        say(self.console, f"   {credits_text(after.available)} credits left")
+            sign = "✓" if outcome == "charged" else "↩"
+            say(self.console, "   ", (f"{sign} {outcome} {credits_text(amount)}", OUTCOME_STYLES[outcome]), left)
         self._steps.append(
             {
                 "agent_type": step.agent_type,
@@ -209,7 +210,7 @@ class Story:
 
     def _show_end(self, service: SyncCreditService, organization_id: str) -> dict[str, Any]:
         self.console.print()
-        self.console.print(Rule(Text("what happened", style="bold"), align="left"))
+        say(self.console, ("── what happened ──", "bold"))
         rows = self._rows(service, organization_id)
         self.console.print(
             make_table(

@@ -124,12 +124,10 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
     console.print(Text.assemble(*clean), soft_wrap=True)
 
 
-def make_table(
-    columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = (), title: str | None = None
-) -> Table:
+def make_table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = ()) -> Table:
     """A plain table; the columns named in ``right`` are numbers."""
     numbers = set(right)
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         is_number = column in numbers
         table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
@@ -140,7 +138,7 @@ def make_table(
 
 def make_facts(rows: Iterable[tuple[str, str]]) -> Table:
     """A two-column list of names and values."""
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:

@@ -268,8 +268,14 @@ class Runner:
     def _transact_once(self, operations: Sequence[Operation], *, fresh: bool) -> list[Outcome]:
         self._ensure_ready()
         with self._exclusive(), self.engine.connect() as connection:
-            self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
-            outcomes = post(connection, operations, clock=self.clock, fresh=fresh)
+            self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
+            outcomes = post(
+                connection,
+                operations,
+                clock=self.clock,
+                fresh=fresh,
+                lock_timeout_seconds=self._limits.lock_timeout_seconds,
+            )
             try:
                 connection.commit()
             except SQLAlchemyError as error:

@@ -10,21 +10,48 @@ import random
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, Table, bindparam, create_engine, event, insert, make_url, text, update
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Table,
+    and_,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    insert,
+    literal_column,
+    make_url,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import UtcDateTime
+from agentcredits.store.tables import UtcDateTime, credit_accounts, credit_grants
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Rows to insert, or (with ``keys``) to update by those columns; all rows have the same columns."""
+
+    table: Table
+    rows: Rows
+    keys: tuple[str, ...] = ()
+
 
 _DRIVERS: Final = {
     "sqlite": "sqlite",
@@ -138,35 +165,49 @@ class StoreDialect:
         """Begin an own write transaction that waits at most ``timeout_seconds`` for a lock."""
         raise ConfigurationError(f"{type(self).__name__} cannot write")
 
+    def begin_posting(self, connection: Connection, timeout_seconds: float) -> None:
+        """Begin the transaction of a posting."""
+        self.begin_write(connection, timeout_seconds)
+
     def begin_read(self, connection: Connection) -> None:
         """Begin a transaction whose statements all see the same moment."""
         raise ConfigurationError(f"{type(self).__name__} cannot read")
-
-    def lock_suffix(self) -> str:
-        """What a SELECT of the account's row ends with to lock it."""
-        return ""
 
     def now(self, connection: Connection) -> datetime:
         """The database's clock, read now (not at the transaction's start)."""
         return host_now()
 
-    def insert(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """Insert rows that all have the same columns."""
-        if rows:
-            connection.execute(insert(table), list(rows))
+    def lock_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Any:
+        """The account's row, locked until the transaction ends; None when there is none."""
+        return connection.execute(_ACCOUNT, {"organization": organization_id}).mappings().first()
 
-    def update(self, connection: Connection, table: Table, keys: Sequence[str], rows: Rows) -> None:
-        """Update rows by their key columns; all rows have the same columns."""
-        if not rows:
-            return
-        values = [name for name in rows[0] if name not in keys]
-        statement = update(table).values({name: bindparam(f"v_{name}") for name in values})
-        for key in keys:
-            statement = statement.where(table.c[key] == bindparam(f"k_{key}"))
-        connection.execute(
-            statement,
-            [{(f"k_{name}" if name in keys else f"v_{name}"): value for name, value in row.items()} for row in rows],
-        )
+    def load_open_grants(self, connection: Connection, organization_id: str) -> tuple[Sequence[Any], datetime]:
+        """The account's open grants, and the time after its row was locked."""
+        rows = connection.execute(_OPEN_GRANTS, {"organization": organization_id}).mappings().all()
+        return rows, self.now(connection)
+
+    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
+        """Do all the writes of a posting, in order."""
+        for entry in writes:
+            if entry.keys:
+                values = [name for name in entry.rows[0] if name not in entry.keys]
+                connection.execute(
+                    _update_by_key(entry.table, entry.keys, tuple(values)),
+                    [
+                        {(f"k_{name}" if name in entry.keys else f"v_{name}"): value for name, value in row.items()}
+                        for row in entry.rows
+                    ],
+                )
+            else:
+                connection.execute(insert(entry.table), list(entry.rows))
+
+
+@lru_cache(maxsize=64)
+def _update_by_key(table: Table, keys: tuple[str, ...], values: tuple[str, ...]) -> Any:
+    statement = update(table).values({name: bindparam(f"v_{name}") for name in values})
+    for key in keys:
+        statement = statement.where(table.c[key] == bindparam(f"k_{key}"))
+    return statement
 
 
 class SQLiteDialect(StoreDialect):
@@ -209,39 +250,101 @@ class PostgreSQLDialect(StoreDialect):
         """Own transactions never wait longer than the time-out for a lock."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(timeout_seconds * 1000)}")
 
+    def begin_posting(self, connection: Connection, timeout_seconds: float) -> None:
+        """Nothing to send: the statement that locks the account also sets how long it waits."""
+
     def begin_read(self, connection: Connection) -> None:
         """REPEATABLE READ: READ COMMITTED would give each statement its own moment."""
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
-    def lock_suffix(self) -> str:
-        """NO KEY: a host application's table with a foreign key to ours must not block."""
-        return " FOR NO KEY UPDATE"
-
     def now(self, connection: Connection) -> datetime:
         """``clock_timestamp()``: ``now()`` would be the transaction's start."""
         value: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
-        return value
+        return value.astimezone(UTC)
 
-    def insert(self, connection: Connection, table: Table, rows: Rows) -> None:
-        """One statement with array parameters, however many rows."""
-        if rows:
-            names = tuple(rows[0])
-            connection.execute(_insert_arrays(table, names), _columns(table, names, rows))
+    def lock_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Any:
+        """One statement sets the lock time-out for this transaction and locks the row.
 
-    def update(self, connection: Connection, table: Table, keys: Sequence[str], rows: Rows) -> None:
-        """One statement with array parameters, however many rows."""
-        if rows:
-            names = tuple(rows[0])
-            connection.execute(_update_arrays(table, tuple(keys), names), _columns(table, names, rows))
+        ``timeout_seconds`` None leaves the setting alone (the transaction is the caller's). The joined CTE is read
+        before the row is locked, so that the setting is in force when the wait begins.
+        """
+        if timeout_seconds is None:
+            return connection.execute(_ACCOUNT_LOCKED, {"organization": organization_id}).mappings().first()
+        return (
+            connection.execute(
+                _ACCOUNT_LOCKED_IN_TIME,
+                {"organization": organization_id, "timeout": str(round(timeout_seconds * 1000))},
+            )
+            .mappings()
+            .first()
+        )
+
+    def load_open_grants(self, connection: Connection, organization_id: str) -> tuple[Sequence[Any], datetime]:
+        """One statement for both; it starts after the lock was got, so that its clock and its snapshot are new."""
+        rows = connection.execute(_OPEN_GRANTS_AND_CLOCK, {"organization": organization_id}).mappings().all()
+        return [row for row in rows if row["id"] is not None], rows[0]["read_at"].astimezone(UTC)
+
+    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
+        """All writes of a posting in one statement: plain values for single rows, array parameters for many."""
+        if not writes:
+            return
+        shape: list[_Part] = []
+        parameters: dict[str, Any] = {}
+        for place, entry in enumerate(writes):
+            first = entry.rows[0]
+            if len(entry.rows) == 1:
+                empty = frozenset(name for name, value in first.items() if value is None)
+                shape.append((entry.table, entry.keys, tuple(first), empty))
+                for name, value in first.items():
+                    if value is not None:
+                        parameters[_parameter(place, name)] = value
+            else:
+                shape.append((entry.table, entry.keys, tuple(first), None))
+                for name in first:
+                    parameters[f"p{place}_{name}"] = [row[name] for row in entry.rows]
+        connection.execute(_write_statement(tuple(shape)), parameters)
 
 
-def _columns(table: Table, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in names}
+_Part = tuple[Table, tuple[str, ...], tuple[str, ...], frozenset[str] | None]
+"""Table, key columns (none: insert), columns, and for a single row those that are NULL."""
 
 
-def _unnest(table: Table, names: Sequence[str]) -> str:
-    arrays = ", ".join(f"CAST(:{name} AS {_array_type(table, name)})" for name in names)
-    return f"unnest({arrays}) AS v({', '.join(names)})"
+@lru_cache(maxsize=512)
+def _write_statement(shape: tuple[_Part, ...]) -> Any:
+    """Data-modifying CTEs: the parts never touch the same row, so that their order does not matter."""
+    parts = [
+        _array_write(place, table, keys, names) if empty is None else _single_write(place, table, keys, names, empty)
+        for place, (table, keys, names, empty) in enumerate(shape)
+    ]
+    if len(parts) == 1:
+        return text(parts[0])
+    return text("WITH " + ", ".join(f"w{place} AS ({part})" for place, part in enumerate(parts)) + " SELECT 1")
+
+
+def _parameter(place: int, name: str) -> str:
+    # One posting names one account: its id is sent once.
+    return name if name == "organization_id" else f"p{place}_{name}"
+
+
+def _single_write(
+    place: int, table: Table, keys: tuple[str, ...], names: tuple[str, ...], empty: frozenset[str]
+) -> str:
+    values = {name: "NULL" if name in empty else f":{_parameter(place, name)}" for name in names}
+    if not keys:
+        return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(values.values())})"
+    assignments = ", ".join(f"{name} = {values[name]}" for name in names if name not in keys)
+    return f"UPDATE {table.name} SET {assignments} WHERE {' AND '.join(f'{key} = {values[key]}' for key in keys)}"
+
+
+def _array_write(place: int, table: Table, keys: tuple[str, ...], names: tuple[str, ...]) -> str:
+    arrays = ", ".join(f"CAST(:p{place}_{name} AS {_array_type(table, name)})" for name in names)
+    source = f"unnest({arrays}) AS v({', '.join(names)})"
+    if not keys:
+        columns = ", ".join(names)
+        return f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source}"
+    assignments = ", ".join(f"{name} = v.{name}" for name in names if name not in keys)
+    condition = " AND ".join(f"t.{key} = v.{key}" for key in keys)
+    return f"UPDATE {table.name} AS t SET {assignments} FROM {source} WHERE {condition}"
 
 
 def _array_type(table: Table, name: str) -> str:
@@ -253,20 +356,28 @@ def _array_type(table: Table, name: str) -> str:
 
 _POSTGRESQL: Final = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
-
-@lru_cache(maxsize=64)
-def _insert_arrays(table: Table, names: tuple[str, ...]) -> Any:
-    columns = ", ".join(names)
-    return text(f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {_unnest(table, names)}")
-
-
-@lru_cache(maxsize=64)
-def _update_arrays(table: Table, keys: tuple[str, ...], names: tuple[str, ...]) -> Any:
-    assignments = ", ".join(f"{name} = v.{name}" for name in names if name not in keys)
-    condition = " AND ".join(f"t.{key} = v.{key}" for key in keys)
-    return text(f"UPDATE {table.name} AS t SET {assignments} FROM {_unnest(table, names)} WHERE {condition}")
-
-
+_ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id == bindparam("organization"))
+_ACCOUNT_LOCKED: Final = _ACCOUNT.with_for_update(key_share=True)
+_TIMEOUT: Final = (
+    select(func.set_config("lock_timeout", bindparam("timeout"), True).label("lock_timeout"))
+    .cte("timeout_setting")
+    .prefix_with("MATERIALIZED")
+)
+_ACCOUNT_LOCKED_IN_TIME: Final = (
+    select(credit_accounts)
+    .select_from(credit_accounts.join(_TIMEOUT, _TIMEOUT.c.lock_timeout.is_not(None)))
+    .where(credit_accounts.c.organization_id == bindparam("organization"))
+    .with_for_update(key_share=True, of=credit_accounts)
+)
+_OPEN_GRANTS: Final = select(credit_grants).where(
+    credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open
+)
+_ONE: Final = select(literal_column("1").label("one")).subquery("one")
+_OPEN_GRANTS_AND_CLOCK: Final = select(func.clock_timestamp().label("read_at"), credit_grants).select_from(
+    _ONE.outerjoin(
+        credit_grants, and_(credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open)
+    )
+)
 _DIALECTS: Final[dict[str, StoreDialect]] = {"sqlite": SQLiteDialect(), "postgresql": PostgreSQLDialect()}
 
 

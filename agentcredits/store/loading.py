@@ -12,7 +12,6 @@ from agentcredits.rules import operations as ops
 from agentcredits.rules.due import is_due
 from agentcredits.rules.state import OPEN_STATES, AccountState, HoldState, Ledger, Row
 from agentcredits.store import records
-from agentcredits.store.dialects import StoreDialect
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
@@ -40,13 +39,9 @@ TRANSACTIONS: Select[tuple[object, ...]] = select(
 )
 
 
-def load_account(
-    connection: Connection, organization_id: str, *, lock: StoreDialect | None = None
-) -> AccountState | None:
-    """The account's counters; with ``lock``, its row is locked until the transaction ends."""
+def load_account(connection: Connection, organization_id: str) -> AccountState | None:
+    """The account's counters, without a lock."""
     statement = select(credit_accounts).where(credit_accounts.c.organization_id == organization_id)
-    if lock is not None and lock.lock_suffix():
-        statement = statement.with_for_update(key_share=True)
     row = connection.execute(statement).mappings().first()
     return None if row is None else records.read_account(row)
 

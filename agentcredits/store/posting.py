@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
 from agentcredits.clock import Clock
@@ -17,7 +17,7 @@ from agentcredits.rules.operations import Operation
 from agentcredits.rules.posting import Outcome, decide
 from agentcredits.rules.state import Ledger
 from agentcredits.store import loading, records
-from agentcredits.store.dialects import StoreDialect, dialect_of
+from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
@@ -30,7 +30,12 @@ from agentcredits.store.tables import (
 
 
 def post(
-    connection: Connection, operations: Sequence[Operation], *, clock: Clock | None = None, fresh: bool = True
+    connection: Connection,
+    operations: Sequence[Operation],
+    *,
+    clock: Clock | None = None,
+    fresh: bool = True,
+    lock_timeout_seconds: float | None = None,
 ) -> list[Outcome]:
     """Decide and book operations in order; answer each, refusals included.
 
@@ -39,6 +44,7 @@ def post(
         operations: The batch; accounts are visited in the order of their ids.
         clock: Replaces the database's clock.
         fresh: False when this is a repeated try whose first answer was lost.
+        lock_timeout_seconds: How long to wait for an account's row; None: as the connection is set.
 
     Returns:
         One outcome per operation, in order. Records are snapshots: later operations of the batch do not show.
@@ -52,7 +58,7 @@ def post(
     outcomes: list[Outcome] = [Outcome()] * len(operations)
     for organization_id in sorted(places):
         batch = [operations[place] for place in places[organization_id]]
-        answers = _post_account(connection, dialect, organization_id, batch, clock, fresh)
+        answers = _post_account(connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds)
         for place, answer in zip(places[organization_id], answers, strict=True):
             outcomes[place] = answer
     return outcomes
@@ -65,17 +71,21 @@ def _post_account(
     operations: Sequence[Operation],
     clock: Clock | None,
     fresh: bool,
+    lock_timeout_seconds: float | None,
 ) -> list[Outcome]:
     ledger = Ledger(organization_id)
-    ledger.account = loading.load_account(connection, organization_id, lock=dialect)
-    if ledger.account is None and any(operation.creates_account for operation in operations):
+    row = dialect.lock_account(connection, organization_id, lock_timeout_seconds)
+    if row is None and any(operation.creates_account for operation in operations):
         _create_account(connection, dialect, organization_id, clock)
-        ledger.account = loading.load_account(connection, organization_id, lock=dialect)
-    # The clock is read after the lock: a value from before the wait would be old (RULING: whose clock, read when).
-    now = dialect.now(connection) if clock is None else clock.now()
+        row = dialect.lock_account(connection, organization_id, lock_timeout_seconds)
+    ledger.account = None if row is None else records.read_account(row)
+    # The clock is read after the lock: a value from before the wait would be old.
+    grants, now = dialect.load_open_grants(connection, organization_id)
+    now = now if clock is None else clock.now()
     if ledger.account is not None:
         now = max(now, ledger.account.last_posted_at)
-        loading.load_open_grants(connection, ledger)
+        for grant in grants:
+            ledger.grants[grant["id"]] = records.read_grant(grant)
         loading.load_due_holds(connection, ledger, now)
         loading.load_named(connection, ledger, operations, fresh=fresh)
         book_due(ledger, now)
@@ -98,55 +108,43 @@ def _create_account(connection: Connection, dialect: StoreDialect, organization_
 
 
 def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -> None:
-    """At most ten statements, whatever the size of the batch."""
+    """At most ten statements (PostgreSQL: one), whatever the size of the batch."""
     changes, account, organization_id = ledger.changes, ledger.account, ledger.organization_id
     if account is None:
         return
-    if changes.account:
-        connection.execute(
-            update(credit_accounts).where(credit_accounts.c.organization_id == organization_id),
-            records.account_counters(account),
-        )
     key = ("organization_id", "id")
-    dialect.insert(
-        connection,
-        credit_grants,
-        [records.grant_values(organization_id, ledger.grants[place]) for place in sorted(changes.new_grants)],
-    )
-    dialect.update(
-        connection,
-        credit_grants,
-        key,
-        [records.grant_changes(organization_id, ledger.grants[place]) for place in sorted(changes.grants)],
-    )
-    dialect.insert(
-        connection,
-        credit_reservations,
-        [records.hold_values(organization_id, ledger.holds[place]) for place in sorted(changes.new_holds)],
-    )
-    dialect.update(
-        connection,
-        credit_reservations,
-        key,
-        [records.hold_changes(organization_id, ledger.holds[place]) for place in sorted(changes.holds)],
-    )
     rows = changes.rows
-    dialect.insert(connection, credit_transactions, [records.row_values(organization_id, row) for row in rows])
-    dialect.insert(
-        connection,
-        credit_transaction_allocations,
-        [values for row in rows for values in records.allocation_values(organization_id, row)],
-    )
-    details = [records.detail_values(organization_id, row) for row in rows]
-    dialect.insert(connection, credit_transaction_details, [values for values in details if values is not None])
-    dialect.insert(
-        connection,
-        idempotency_keys,
-        [records.key_values(organization_id, ledger.keys[place]) for place in sorted(changes.new_keys)],
-    )
-    dialect.update(
-        connection,
-        idempotency_keys,
-        ("organization_id", "kind", "key"),
-        [records.key_values(organization_id, ledger.keys[place]) for place in sorted(changes.keys)],
-    )
+    details = (records.detail_values(organization_id, row) for row in rows)
+    grants, holds, keys = ledger.grants, ledger.holds, ledger.keys
+    writes = [
+        Write(credit_accounts, [records.account_counters(account)] if changes.account else [], key[:1]),
+        Write(
+            credit_grants, [records.grant_values(organization_id, grants[id_]) for id_ in sorted(changes.new_grants)]
+        ),
+        Write(
+            credit_grants, [records.grant_changes(organization_id, grants[id_]) for id_ in sorted(changes.grants)], key
+        ),
+        Write(
+            credit_reservations, [records.hold_values(organization_id, holds[id_]) for id_ in sorted(changes.new_holds)]
+        ),
+        Write(
+            credit_reservations,
+            [records.hold_changes(organization_id, holds[id_]) for id_ in sorted(changes.holds)],
+            key,
+        ),
+        Write(credit_transactions, [records.row_values(organization_id, row) for row in rows]),
+        Write(
+            credit_transaction_allocations,
+            [values for row in rows for values in records.allocation_values(organization_id, row)],
+        ),
+        Write(credit_transaction_details, [values for values in details if values is not None]),
+        Write(
+            idempotency_keys, [records.key_values(organization_id, keys[place]) for place in sorted(changes.new_keys)]
+        ),
+        Write(
+            idempotency_keys,
+            [records.key_values(organization_id, keys[place]) for place in sorted(changes.keys)],
+            ("organization_id", "kind", "key"),
+        ),
+    ]
+    dialect.write(connection, [entry for entry in writes if entry.rows])

@@ -97,8 +97,11 @@ def read_account(row: RowLike) -> AccountState:
 
 
 def account_counters(account: AccountState) -> Values:
-    """What an UPDATE of the account writes."""
-    return {name: getattr(account, name) for name in _ACCOUNT_COUNTERS}
+    """What an UPDATE of the account writes, with its key."""
+    return {
+        "organization_id": account.organization_id,
+        **{name: getattr(account, name) for name in _ACCOUNT_COUNTERS},
+    }
 
 
 # -- grants ------------------------------------------------------------------------------------------------------
@@ -307,4 +310,7 @@ def key_values(organization_id: str, key: KeyState) -> Values:
 
 
 def _decimal(value: Any) -> Decimal | None:
-    return None if value is None else Decimal(value)
+    """A quantity without the column's trailing zeros, the same on every database."""
+    if value is None:
+        return None
+    return Decimal(f"{Decimal(value).normalize():f}")

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, select
+from sqlalchemy import Connection, and_, case, func, literal_column, select
 
 from agentcredits.amounts import from_micros
 from agentcredits.model import VerifyProblem, VerifyReport
@@ -133,8 +133,9 @@ def _check_grants(
 ) -> Iterator[tuple[str, str]]:
     moved: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     rows, parts = credit_transactions, credit_transaction_allocations
+    taken_from_grant = rows.c.amount_micros < literal_column("0")
     for row in connection.execute(
-        select(parts.c.grant_id, rows.c.type, rows.c.amount_micros < 0, func.sum(parts.c.amount_micros))
+        select(parts.c.grant_id, rows.c.type, taken_from_grant, func.sum(parts.c.amount_micros))
         .select_from(
             parts.join(
                 rows,
@@ -145,7 +146,7 @@ def _check_grants(
             )
         )
         .where(parts.c.organization_id == organization_id)
-        .group_by(parts.c.grant_id, rows.c.type, rows.c.amount_micros < 0)
+        .group_by(parts.c.grant_id, rows.c.type, taken_from_grant)
     ):
         grant_id, kind, taken, amount = row
         moved[str(grant_id)][f"{kind}-" if taken else str(kind)] += int(amount)

@@ -124,7 +124,8 @@ async def measure(url: str, plan: Plan) -> Samples:
 @contextlib.contextmanager
 def databases() -> Iterator[dict[str, str]]:
     """A SQLite file and a PostgreSQL database, both with the schema; removed afterwards."""
-    from agentcredits.store.dialects import make_engine
+    from sqlalchemy import create_engine
+
     from agentcredits.store.upgrade import upgrade_database
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
@@ -132,7 +133,7 @@ def databases() -> Iterator[dict[str, str]]:
         with contextlib.suppress(ImportError):
             urls["PostgreSQL"] = postgres_url(Path(folder), stack)
         for url in urls.values():
-            engine = make_engine(url)
+            engine = create_engine(url)
             upgrade_database(engine)
             engine.dispose()
         yield urls

@@ -14,7 +14,6 @@ from sqlalchemy import Engine, text
 
 from agentcredits.model import TransactionType
 from agentcredits.service import CreditService, SyncCreditService
-from agentcredits.store.dialects import make_engine
 from tests.concurrency import workers
 
 ACME = "acme"
@@ -103,7 +102,7 @@ async def storm(service: CreditService, tally: Tally, count: int) -> None:
 
 async def test_500_random_cancellations_leave_nothing_behind(database_url: str) -> None:
     """Bodies that ended are charged, all others are not; keys that were tried are charged once when tried again."""
-    engine = make_engine(database_url)
+    engine = workers.own_engine(database_url)
     tally = Tally()
     async with CreditService(engine) as service:
         await service.grant_credits(ACME, 10_000)

@@ -20,7 +20,6 @@ from agentcredits.errors import (
 )
 from agentcredits.model import Overage, ReservationState, TransactionType
 from agentcredits.service import SyncCreditService
-from agentcredits.store.dialects import make_engine
 from tests.concurrency import workers
 
 ACME = "acme"
@@ -29,7 +28,7 @@ ACME = "acme"
 @pytest.fixture
 def services(database_url: str) -> Iterator[list[SyncCreditService]]:
     """Two services with an engine and a runner each, as two processes would have."""
-    engines = [make_engine(database_url) for _ in range(2)]
+    engines = [workers.own_engine(database_url) for _ in range(2)]
     made = [SyncCreditService(engine) for engine in engines]
     yield made
     for service in made:

@@ -69,8 +69,6 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def outage(request: pytest.FixtureRequest, tmp_path: Path) -> SqliteOutage | PostgresOutage:
     """A database with its schema, and the way to take it away."""
-    from agentcredits.store.dialects import make_engine
-
     if request.param == "sqlite":
         made: SqliteOutage | PostgresOutage = SqliteOutage(f"sqlite:///{tmp_path / 'ledger.db'}")
     else:
@@ -78,7 +76,7 @@ def outage(request: pytest.FixtureRequest, tmp_path: Path) -> SqliteOutage | Pos
         name = f"away_{time.time_ns()}"
         server.psql(f"CREATE DATABASE {name};")
         made = PostgresOutage(server.get_uri(database=name, driver="psycopg"), server)
-    engine = make_engine(made.url)
+    engine = workers.own_engine(made.url)
     upgrade_database(engine)
     engine.dispose()
     return made

@@ -20,10 +20,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, cast
 
+from sqlalchemy import Engine
+
 from agentcredits.errors import CreditsError, InsufficientCreditsError
 from agentcredits.service import CreditService, SyncCreditService
+from agentcredits.store.dialects import make_engine, normalise_url
 
 # -- the tests' side ---------------------------------------------------------------------------------------------
+
+
+def own_engine(url: str) -> Engine:
+    """An engine as the library makes it, but not shared with anybody: a service on it has a runner of its own."""
+    return make_engine(normalise_url(url), pool_size=5, lock_timeout_seconds=5, sqlite_synchronous="FULL")
 
 
 def start(name: str, **arguments: Any) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, create_engine, select
 
 from agentcredits.context import RequestContext
 from agentcredits.errors import (
@@ -33,7 +33,6 @@ from agentcredits.errors import (
 from agentcredits.model import PlannedAction
 from agentcredits.service import CreditService, SyncCreditService
 from agentcredits.store import tables
-from agentcredits.store.dialects import make_engine
 from agentcredits.testing import FakeClock
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -320,7 +319,7 @@ def cases(entry: Entry) -> Iterator[tuple[str, dict[str, Any], type[CreditsError
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """For looking at what is stored."""
-    engine = make_engine(database_url)
+    engine = create_engine(database_url)
     yield engine
     engine.dispose()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from agentcredits.store import upgrade as store_upgrade
 from agentcredits.store.dialects import make_engine, normalise_url
@@ -16,6 +20,19 @@ from agentcredits.store.tables import VERSION_TABLE, metadata, trigger_statement
 def engine_for(url: str) -> Engine:
     """An engine as the service makes it: WAL, foreign keys on, short waits."""
     return make_engine(normalise_url(url), pool_size=2, lock_timeout_seconds=5.0, sqlite_synchronous="NORMAL")
+
+
+@contextmanager
+def fresh_postgresql(server_url: str) -> Iterator[str]:
+    """The URL of a new database without tables; dropped afterwards."""
+    name = f"empty_{uuid.uuid4().hex}"
+    server = create_engine(normalise_url(server_url), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    server.dispose()
 
 
 def create_declared(connection: Connection) -> None:
@@ -74,8 +91,10 @@ def configuration(connection: Connection, versions: Path | None = None) -> Confi
     config = store_upgrade._configuration({"connection": connection})
     if versions is not None:
         released = Path(config.get_main_option("script_location") or "") / "versions"
-        config.set_main_option("path_separator", "newline")
-        config.set_main_option("version_locations", f"{released}\n{versions}")
+        # The second name is what Alembic before 1.16 reads.
+        for option in ("path_separator", "version_path_separator"):
+            config.set_main_option(option, "os")
+        config.set_main_option("version_locations", f"{released}{os.pathsep}{versions}")
     return config
 
 
