@@ -58,13 +58,13 @@ class Execution:
         self.charged = charged
         self.is_open = True
         self._parent = parent
+        if parent is not None:
+            # Tasks that start their successors hand over hand must not grow a chain of closed marks.
+            parent._parent = parent.parent
 
     @property
     def parent(self) -> Execution | None:
-        """The nearest mark around this one that is still open.
-
-        Closed ones are unlinked on the way: tasks that start their successors hand over hand must not grow a chain.
-        """
+        """The nearest mark around this one that is still open; closed ones are unlinked on the way."""
         parent = self._parent
         while parent is not None and not parent.is_open:
             parent = parent._parent

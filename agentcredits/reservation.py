@@ -26,7 +26,7 @@ from agentcredits.runner.runner import Deferred
 from agentcredits.runner.steps import Settle, Steps
 
 if TYPE_CHECKING:
-    from agentcredits.service_core import ServiceCore
+    from agentcredits.service_charges import Charges
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Hold:
         dry_run: Nothing was booked, and nothing will be.
     """
 
-    def __init__(self, core: ServiceCore, record: ReservationRecord, *, ttl: timedelta, dry_run: bool = False) -> None:
+    def __init__(self, core: Charges, record: ReservationRecord, *, ttl: timedelta, dry_run: bool = False) -> None:
         self._core = core
         self._pid = os.getpid()
         self._settled = False

@@ -30,7 +30,7 @@ from agentcredits.store.faults import translate
 from agentcredits.store.posting import post
 
 if TYPE_CHECKING:
-    from agentcredits.service_core import ServiceCore
+    from agentcredits.service_doors import Doors
 
 T = TypeVar("T")
 Target = Session | Connection | AsyncSession | AsyncConnection
@@ -99,7 +99,7 @@ def tell(events: list[hooks.CreditEvent]) -> None:
         charges.events.extend(events)
 
 
-def run(core: ServiceCore, steps: Steps[T], target: Target) -> T:
+def run(core: Doors, steps: Steps[T], target: Target) -> T:
     """Drive steps on a Session or Connection."""
     if isinstance(target, AsyncSession | AsyncConnection):
         steps.close()
@@ -111,7 +111,7 @@ def run(core: ServiceCore, steps: Steps[T], target: Target) -> T:
     return value
 
 
-async def arun(core: ServiceCore, steps: Steps[T], target: Target) -> T:
+async def arun(core: Doors, steps: Steps[T], target: Target) -> T:
     """Drive steps on any kind of session; the statements of an async one run in its own greenlet."""
     if isinstance(target, AsyncSession):
         value, charges = await target.run_sync(lambda plain: _run_on(core, steps, plain))
@@ -139,7 +139,7 @@ def _remember(charges: _OpenCharges) -> None:
     _open.set((*living, charges) if charges.is_open and charges.organizations else living)
 
 
-def _run_on(core: ServiceCore, steps: Steps[T], target: object) -> tuple[T, _OpenCharges]:
+def _run_on(core: Doors, steps: Steps[T], target: object) -> tuple[T, _OpenCharges]:
     connection = _connection(target)
     charges = _charges_of(core, connection, target if isinstance(target, Session) else None)
 
@@ -166,7 +166,7 @@ def _read(connection: Connection, function: Callable[[Connection], T]) -> T:
         return function(connection)
 
 
-def _post(core: ServiceCore, connection: Connection, charges: _OpenCharges, operation: Operation) -> Outcome:
+def _post(core: Doors, connection: Connection, charges: _OpenCharges, operation: Operation) -> Outcome:
     organization_id = operation.organization_id
     if charges.organizations and organization_id < max(charges.organizations):
         raise InvalidInputError(
@@ -197,7 +197,7 @@ def _begin_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _charges_of(core: ServiceCore, connection: Connection, session: Session | None) -> _OpenCharges:
+def _charges_of(core: Doors, connection: Connection, session: Session | None) -> _OpenCharges:
     dialect = dialect_of(connection)
     if dialect.name == "postgresql" and getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise ConfigurationError("session= needs a transaction: this connection is in autocommit mode.")
@@ -217,7 +217,7 @@ def _charges_of(core: ServiceCore, connection: Connection, session: Session | No
     return charges
 
 
-def _watch(core: ServiceCore, connection: Connection, session: Session | None) -> None:
+def _watch(core: Doors, connection: Connection, session: Session | None) -> None:
     """Close the account's mark when the transaction ends, and fire the hooks once it is committed."""
     if connection not in _watched:
         _watched.add(connection)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from agentcredits.amounts import to_micros
-from agentcredits.cli.output import action_text, credits_text, make_table, say, time_text
+from agentcredits.cli.output import action_text, credits_text, foldable, make_table, say, time_text
 from agentcredits.cli.parameters import NEGATIVE_NUMBERS, DatabaseOption, JsonOption, parse_time
 from agentcredits.cli.target import begin
 from agentcredits.errors import InvalidAmountError
@@ -46,15 +46,15 @@ def list_prices(
         rows = (
             (
                 price.organization_id or "everybody",
-                action_text(price.agent_type, price.action),
+                foldable(action_text(price.agent_type, price.action), console, after="."),
                 credits_text(price.cost),
-                time_text(price.valid_from) if price.valid_from.timestamp() else "always",
-                time_text(price.valid_until),
+                foldable(time_text(price.valid_from), console, after=" ") if price.valid_from.timestamp() else "always",
+                foldable(time_text(price.valid_until), console, after=" "),
                 price.source or "",
             )
             for price in prices
         )
-        columns = ("for", "action", "cost", "valid from (UTC)", "valid until (UTC)", "source")
+        columns = ("for", "action", "cost", "from (UTC)", "until (UTC)", "source")
         console.print(make_table(columns, rows, right=("cost",)))
 
     command.out.show({"items": [_price_data(price) for price in prices]}, render)

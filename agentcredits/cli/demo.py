@@ -60,7 +60,8 @@ def demo(ctx: typer.Context, database: DatabaseOption = None, as_json: JsonOptio
         target = target_of(f"sqlite:///{DEMO_FILE}")
     if target.missing:
         upgrade_target(target)
-    # a database that was there before is never migrated here: the service says what to run
+    with target.service():
+        pass  # a database that was there before is never migrated here: this says what to run
 
     from agentcredits.cli.demo_story import Story
 
@@ -86,9 +87,8 @@ def _commands(target: Target) -> tuple[str, ...]:
     url = target.shown
     if target.path is not None and target.path.parent == Path.cwd():
         url = f"sqlite:///{target.path.name}"
-    where = f" --database {shlex.quote(url)}"
-    if target.url.password is not None:
-        where = ""  # a password is not printed: AGENTCREDITS_DATABASE_URL has to name the database
+    # a password is not printed: the environment has to name the database then
+    where = "" if target.url.password else f" --database {shlex.quote(url)}"
     return tuple(f"{_program()} {words}{where}" for words in ("history {org}", "balance {org}", "verify"))
 
 

@@ -214,7 +214,7 @@ class Story:
         rows = self._rows(service, organization_id)
         self.console.print(
             make_table(
-                ("seq", "what", "outcome", "amount", "balance after"),
+                ("seq", "what", "outcome", "amount", "balance"),
                 (
                     (
                         "" if row.seq is None else str(row.seq),
@@ -225,7 +225,7 @@ class Story:
                     )
                     for row in rows
                 ),
-                right=("seq", "amount", "balance after"),
+                right=("seq", "amount", "balance"),
             )
         )
         say(self.console, "Rows with a seq are in the ledger for good; a hold given back and a refusal cost nothing.")
@@ -237,7 +237,10 @@ class Story:
         commands = [command.format(org=organization_id) for command in self.commands]
         self.console.print()
         say(self.console, "The database stays: ", (self.target.shown, "bold"))
-        say(self.console, "Look at it:")
+        if self.target.url.password:
+            say(self.console, "Look at it, with AGENTCREDITS_DATABASE_URL naming the database:")
+        else:
+            say(self.console, "Look at it:")
         for command in commands:
             say(self.console, "  ", (command, "cyan"))
         return {

@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agentcredits.cli.output import action_text, count_text, credits_text, make_facts, make_table, say, time_text
+from agentcredits.cli.output import (
+    action_text,
+    count_text,
+    credits_text,
+    foldable,
+    make_facts,
+    make_table,
+    say,
+    time_text,
+)
 from agentcredits.cli.parameters import (
     NEGATIVE_NUMBERS,
     DatabaseOption,
@@ -111,7 +120,7 @@ def history(
         if not page.items:
             say(console, f"organization {organization} has no such rows.")
             return
-        console.print(history_table(page.items))
+        console.print(history_table(console, page.items))
         if page.next_cursor is not None:
             say(console, f"More rows: add --cursor {page.next_cursor}")
 
@@ -167,24 +176,24 @@ def show_balance(console: Console, found: Balance) -> None:
     console.print(make_facts((name, credits_text(amount)) for name, amount in amounts if amount or name == "granted"))
 
 
-def history_table(rows: Sequence[Transaction]) -> Table:
+def history_table(console: Console, rows: Sequence[Transaction]) -> Table:
     """The rows of a ledger as a table."""
     sequence_of = {row.id: row.seq for row in rows}
     return make_table(
-        ("seq", "time (UTC)", "type", "action", "amount", "balance after", "note"),
+        ("seq", "time (UTC)", "type", "action", "amount", "balance", "note"),
         (
             (
                 str(row.seq),
-                time_text(row.created_at),
+                foldable(time_text(row.created_at), console, after=" "),
                 row.type.value,
-                action_text(row.agent_type, row.action),
+                foldable(action_text(row.agent_type, row.action), console, after="."),
                 f"{row.amount:+,f}",
                 credits_text(row.balance_after),
                 _note(row, sequence_of),
             )
             for row in rows
         ),
-        right=("seq", "amount", "balance after"),
+        right=("seq", "amount", "balance"),
     )
 
 

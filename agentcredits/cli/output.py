@@ -21,6 +21,9 @@ from agentcredits.errors import CreditsError
 #: Columns of a pipe or file, which has no width of its own: wide enough that no cell is broken.
 PIPE_COLUMNS: Final = 200
 
+#: A terminal with fewer columns gets rows of two lines.
+NARROW_COLUMNS: Final = 100
+
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console on the process's own stream; colours only on a terminal."""
@@ -118,6 +121,12 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def foldable(text: str, console: Console, *, after: str) -> Text:
+    """The text, broken after the first ``after`` on a narrow terminal."""
+    clean = printable(text)
+    return Text(clean.replace(after, f"{after}\n", 1) if console.width < NARROW_COLUMNS else clean)
+
+
 def say(console: Console, *parts: str | tuple[str, str]) -> None:
     """Print one line of plain parts and (part, style) pairs; it is never broken, so that it can be copied."""
     clean = (printable(part) if isinstance(part, str) else (printable(part[0]), part[1]) for part in parts)
@@ -152,5 +161,6 @@ def print_error(error: CreditsError, *, as_json: bool) -> None:
         sys.stderr.write(to_json({"error": error.as_dict()}) + "\n")
         return
     sys.stderr.write(f"{printable(error.message)}\n")
-    if error.suggestions:
-        sys.stderr.write(f"{printable(error.suggestions[0])}\n")
+    advice = error.suggestions[0] if error.suggestions else ""
+    if advice.strip(".").lower() not in error.message.lower():
+        sys.stderr.write(f"{printable(advice)}\n")

@@ -130,4 +130,5 @@ def begin(ctx: typer.Context, database: str | None, as_json: bool) -> Command:
 def target_of(database: str | None) -> Target:
     """``--database``, else AGENTCREDITS_DATABASE_URL, else the default SQLite file."""
     settings = load_settings()
-    return Target(normalise_url(database or settings.database_url or default_database_url()), settings)
+    url = normalise_url(database or settings.database_url or default_database_url())
+    return Target(url if url.password else url.set(password=None), settings)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, column, inspect, select, table
 from agentcredits.errors import ConfigurationError, SchemaError
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.schema_check import check_schema
-from agentcredits.store.tables import VERSION_TABLE
+from agentcredits.store.tables import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -28,6 +28,7 @@ __all__ = [
     "RESTORE_TRIGGERS",
     "check_schema",
     "current_revision",
+    "drop_everything",
     "is_empty",
     "migration_transaction",
     "require_schema",
@@ -175,6 +176,14 @@ def _foreign_keys_off(connection: Connection) -> Iterator[None]:
     finally:
         connection.rollback()
         raw.execute(f"PRAGMA foreign_keys={was_on}")
+
+
+def drop_everything(connection: Connection) -> None:
+    """Drop all that agentcredits keeps in a database, the append-only ledger included; for tests. The caller commits."""
+    metadata.drop_all(connection)
+    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {VERSION_TABLE}")
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("DROP FUNCTION IF EXISTS agentcredits_refuse_change()")
 
 
 def upgrade_sql(dialect_name: str) -> str:

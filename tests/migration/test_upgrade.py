@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.pool import StaticPool
 
 from agentcredits.errors import ConfigurationError, SchemaError
@@ -21,6 +21,7 @@ from agentcredits.store.upgrade import (
     EXPECTED_REVISION,
     check_schema,
     current_revision,
+    drop_everything,
     is_empty,
     migration_transaction,
     require_schema,
@@ -129,6 +130,22 @@ def test_a_database_in_memory_is_upgraded() -> None:
     with engine.connect() as connection:
         assert check_schema(connection) == []
     engine.dispose()
+
+
+def test_everything_is_dropped_for_a_test_that_starts_afresh(empty_engine: Engine) -> None:
+    """Nothing of ours is left, rows of the ledger included; a host's table stays."""
+    upgrade_database(empty_engine)
+    with empty_engine.begin() as connection:
+        insert_ledger_rows(connection)
+        connection.exec_driver_sql("CREATE TABLE orders (id INTEGER)")
+    with empty_engine.begin() as connection:
+        drop_everything(connection)
+    with empty_engine.connect() as connection:
+        assert inspect(connection).get_table_names() == ["orders"]
+        assert [line for line in catalogue(connection) if "orders" not in line] == []
+    upgrade_database(empty_engine)
+    with empty_engine.connect() as connection:
+        assert check_schema(connection) == []
 
 
 def test_the_default_prices_are_inserted_once_and_never_again(empty_engine: Engine) -> None:

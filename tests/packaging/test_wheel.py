@@ -103,6 +103,13 @@ def test_the_import_is_light(clean: Path) -> None:
     assert run(clean / "bin/python", "-c", code, cwd=clean) == "[]\n"
 
 
+def test_the_import_needs_the_declared_dependencies_only(clean: Path) -> None:
+    """What an extra brings, or SQLAlchemy's own asyncio extra (greenlet), may be missing."""
+    missing = ("asyncpg", "aiosqlite", "crewai", "greenlet", "psycopg")
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import agentcredits, agentcredits.cli"
+    run(clean / "bin/python", "-c", code, cwd=clean)
+
+
 def check_database(clean: Path, url: str) -> None:
     program = clean / "bin" / "agentcredits"
     upgraded = json.loads(run(program, "db", "upgrade", "--database", url, "--json", cwd=clean))

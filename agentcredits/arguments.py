@@ -1,0 +1,145 @@
+"""What the service makes of its arguments: checked, or refused with a sentence."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TypeVar
+
+from agentcredits.clock import host_now
+from agentcredits.errors import (
+    CreditsError,
+    InvalidInputError,
+)
+from agentcredits.ids import check_text, new_id
+from agentcredits.model import (
+    Decision,
+    GrantCategory,
+    Overage,
+    ReservationRecord,
+    ReservationState,
+    Transaction,
+    TransactionType,
+)
+from agentcredits.rules import operations as ops
+
+MAX_PAGE = 1_000
+MAX_REASON = 1_000
+
+
+def key(idempotency_key: str | None) -> tuple[str, bool]:
+    if idempotency_key is None:
+        return new_id(), True
+    return check_text(idempotency_key, name="idempotency_key"), False
+
+
+def fingerprint(
+    kind: str,
+    organization_id: str,
+    amount_micros: int,
+    activity: ops.Activity,
+    explicit_amount: bool,
+    overage: Overage | None,
+) -> str:
+    """By amount where the caller gave one, by action where the price was looked up (it may change between tries)."""
+    scopes = activity.scopes
+    return ops.fingerprint(
+        kind,
+        organization_id,
+        scopes.project_id,
+        scopes.department_id,
+        scopes.user_id,
+        amount_micros if explicit_amount else None,
+        activity.agent_type,
+        activity.action,
+        None if activity.quantity is None else f"{activity.quantity.normalize():f}",
+        activity.dimensions_json,
+        overage,
+    )
+
+
+def ttl(ttl: timedelta) -> timedelta:
+    if not isinstance(ttl, timedelta):
+        raise InvalidInputError("ttl must be a timedelta.", context={"parameter": "ttl"})
+    if not timedelta(0) < ttl <= timedelta(days=366):
+        raise InvalidInputError("ttl must be above zero and at most 366 days.", context={"parameter": "ttl"})
+    return ttl
+
+
+def overage(value: str | Overage | None, default: Overage) -> Overage:
+    return default if value is None else choice(Overage, value, name="overage")
+
+
+C = TypeVar("C", GrantCategory, Overage, ReservationState, TransactionType)
+
+
+def choice(kind: type[C], value: object, *, name: str) -> C:
+    try:
+        return kind(str(value).lower())
+    except ValueError:
+        raise InvalidInputError(
+            f"{name} must be one of {', '.join(member.value for member in kind)}, not {value!r}.",
+            context={"parameter": name},
+        ) from None
+
+
+def whole_number(value: object, *, name: str, low: int, high: int) -> int:
+    """An int in a range, never a bool."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInputError(f"{name} must be a whole number from {low:,} to {high:,}.", context={"parameter": name})
+    return value
+
+
+def page_size(limit: object) -> int:
+    """How many records a page may have."""
+    return whole_number(limit, name="limit", low=1, high=MAX_PAGE)
+
+
+def denied(organization_id: str, required: int, available: int, error: CreditsError) -> Decision:
+    return Decision(
+        organization_id,
+        False,
+        required,
+        available,
+        reason=error.reason,
+        limit_source=error.limit_source,
+        retryable=error.retryable,
+        message=error.message,
+        suggestions=error.suggestions,
+        fixes=error.fixes,
+    )
+
+
+def dry_transaction(organization_id: str, amount_micros: int, activity: ops.Activity, key: str) -> Transaction:
+    return Transaction(
+        organization_id=organization_id,
+        id="",
+        seq=0,
+        type=TransactionType.DEBIT,
+        amount_micros=-amount_micros,
+        balance_after_micros=0,
+        created_at=host_now(),
+        agent_type=activity.agent_type,
+        action=activity.action,
+        quantity=activity.quantity,
+        idempotency_key=key,
+        pricing=activity.pricing,
+        dry_run=True,
+    )
+
+
+def dry_reservation(
+    organization_id: str, amount_micros: int, activity: ops.Activity, key: str, ttl: timedelta
+) -> ReservationRecord:
+    return ReservationRecord(
+        organization_id=organization_id,
+        id="",
+        state=ReservationState.ACTIVE,
+        amount_micros=amount_micros,
+        created_at=host_now(),
+        expires_at=host_now() + ttl,
+        agent_type=activity.agent_type,
+        action=activity.action,
+        quantity=activity.quantity,
+        idempotency_key=key,
+        pricing=activity.pricing,
+    )

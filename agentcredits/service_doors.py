@@ -1,0 +1,239 @@
+"""The doors into the service: how steps are driven, and what every part of it needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from agentcredits import hooks, session
+from agentcredits.clock import Clock
+from agentcredits.context import current_context
+from agentcredits.errors import (
+    MissingContextError,
+    ServiceClosedError,
+)
+from agentcredits.ids import check_text, encode_json, optional_scope_id, record_id, scope_id
+from agentcredits.model import (
+    CreditGrant,
+    Pricing,
+    ReservationRecord,
+    Scopes,
+    Transaction,
+)
+from agentcredits.price_book import PriceBook
+from agentcredits.rules import operations as ops
+from agentcredits.rules import pricing as price_rules
+from agentcredits.rules.posting import Outcome
+from agentcredits.rules.state import GrantState, HoldState, Row
+from agentcredits.runner.registry import Database, Lease
+from agentcredits.runner.runner import Runner
+from agentcredits.runner.steps import Effect, Post, Read, Settle, Steps, Write, adrive, drive
+from agentcredits.store import records
+
+if TYPE_CHECKING:
+    from agentcredits.settings import Settings
+
+T = TypeVar("T")
+
+
+class Doors:
+    """What both public faces, the decorators and the adapters use.
+
+    Args:
+        database: URL, Engine, or None for the settings' or the default file.
+        settings: None: from the environment.
+        clock: Replaces the database's clock everywhere, expiry included.
+    """
+
+    def __init__(
+        self, database: Database | None = None, *, settings: Settings | None = None, clock: Clock | None = None
+    ) -> None:
+        if settings is None:
+            from agentcredits.settings import load_settings
+
+            settings = load_settings()
+        self.settings = settings
+        self.clock = clock
+        self.mode: Literal["enforce", "off"] = settings.mode
+        self._database = database
+        self._lease: Lease | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+        self._prices = PriceBook(settings.price_cache_seconds)
+        if database is not None:
+            from agentcredits.runner.registry import resolve
+
+            resolve(database, settings)
+
+    # -- doors -----------------------------------------------------------------------------------------------
+
+    @property
+    def lease(self) -> Lease:
+        """The service's share of the process's runner.
+
+        Raises:
+            ServiceClosedError: the service was closed.
+        """
+        if self._closed:
+            raise ServiceClosedError()
+        if self._lease is None:
+            with self._lock:
+                if self._lease is None:
+                    self._lease = Lease(self._database, self.settings, self.clock)
+        return self._lease
+
+    @property
+    def runner(self) -> Runner:
+        """The process's runner for this database."""
+        return self.lease.runner
+
+    def run(self, steps: Steps[T]) -> T:
+        """Blocking door."""
+        return drive(steps, self._perform)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        """Coroutine door; the event loop is never blocked."""
+        return await adrive(steps, self._aperform)
+
+    def run_in_session(self, steps: Steps[T], target: session.Target) -> T:
+        """Drive steps on the caller's own connection; see ``session``."""
+        return session.run(self, steps, target)
+
+    async def arun_in_session(self, steps: Steps[T], target: session.Target) -> T:
+        """Drive steps on the caller's own (async) connection; see ``session``."""
+        return await session.arun(self, steps, target)
+
+    def _perform(self, effect: Effect) -> Any:
+        runner = self.runner
+        match effect:
+            case Post(operation):
+                session.refuse_if_locked(self.lease.url, runner, operation.organization_id)
+                return runner.post(operation)
+            case Settle(operation):
+                return runner.settle(operation)
+            case Read(function, organization_id):
+                return runner.read(function, organization_id=organization_id)
+            case Write(function):
+                with runner.write_connection() as connection:
+                    return function(connection)
+
+    async def _aperform(self, effect: Effect) -> Any:
+        runner = self.runner
+        match effect:
+            case Post(operation):
+                session.refuse_if_locked(self.lease.url, runner, operation.organization_id)
+                return await runner.apost(operation)
+            case Settle(operation):
+                return await runner.asettle(operation)
+            case Read(function, organization_id):
+                return await runner.aread(function, organization_id=organization_id)
+            case Write():
+                return await runner.acall(lambda: self._perform(effect))
+
+    def close(self) -> None:
+        """Give the share of the runner back; the last service to close books what is queued."""
+        with self._lock:
+            self._closed = True
+            lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()
+
+    # -- identity --------------------------------------------------------------------------------------------
+
+    def organization(self, organization_id: object, source: object = None) -> str:
+        """Whose record an id-method means: the argument, else the object passed, else the current context.
+
+        Raises:
+            MissingContextError: none of them says.
+        """
+        if organization_id is not None:
+            return scope_id(organization_id, name="organization_id")
+        named = getattr(source, "organization_id", None)
+        if named is not None:
+            return scope_id(named, name="organization_id")
+        context = current_context()
+        if context is None:
+            raise MissingContextError(
+                "whose record is it? Pass organization_id=, or enter use_context(RequestContext(organization_id=...))."
+            )
+        return context.organization_id
+
+    @staticmethod
+    def id_of(thing: object, *, name: str) -> str:
+        """The id of a record, or the id itself."""
+        return record_id(thing if isinstance(thing, str) else getattr(thing, "id", thing), name=name)
+
+    def _dry_run(self, organization_id: str) -> bool:
+        context = current_context()
+        return context is not None and context.dry_run and context.organization_id == organization_id
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _post(self, operation: ops.Operation) -> Steps[Outcome]:
+        outcome: Outcome = yield Post(operation)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
+    def _scopes(self, owner: str, project_id: object, department_id: object, user_id: object) -> Scopes:
+        """The scopes given; what is not given comes from the current context, if it is of the same organization."""
+        context = current_context()
+        known = context.scopes if context is not None and context.organization_id == owner else Scopes()
+        return Scopes(
+            project_id=optional_scope_id(project_id, name="project_id") or known.project_id,
+            department_id=optional_scope_id(department_id, name="department_id") or known.department_id,
+            user_id=optional_scope_id(user_id, name="user_id") or known.user_id,
+            run_id=known.run_id,
+            request_id=known.request_id,
+        )
+
+    @staticmethod
+    def _activity(
+        agent_type: str | None,
+        action: str | None,
+        quantity: Any,
+        dimensions: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        scopes: Scopes | None,
+        pricing: Pricing,
+    ) -> ops.Activity:
+        return ops.Activity(
+            agent_type=None if agent_type is None else check_text(agent_type, name="agent_type"),
+            action=None if action is None else check_text(action, name="action"),
+            quantity=None if quantity is None else price_rules.parse_quantity(quantity),
+            dimensions_json=encode_json(dimensions, name="dimensions"),
+            metadata_json=encode_json(metadata, name="metadata"),
+            scopes=scopes or Scopes(),
+            pricing=pricing,
+        )
+
+    def reservation_record(self, organization_id: str, outcome: Outcome) -> ReservationRecord:
+        """The public record of a hold's outcome."""
+        if not isinstance(outcome.record, HoldState):
+            raise AssertionError("a hold was expected")
+        return records.public_hold(organization_id, outcome.record, replayed=outcome.replayed)
+
+    @staticmethod
+    def _transaction(organization_id: str, outcome: Outcome) -> Transaction:
+        if not isinstance(outcome.record, Row):
+            raise AssertionError("a ledger row was expected")
+        return records.public_row(organization_id, outcome.record, replayed=outcome.replayed)
+
+    @staticmethod
+    def _grant(organization_id: str, outcome: Outcome) -> CreditGrant:
+        if not isinstance(outcome.record, GrantState):
+            raise AssertionError("a grant was expected")
+        return records.public_grant(organization_id, outcome.record, replayed=outcome.replayed)
+
+    def _tell_transaction(self, name: Literal["charged", "refunded"], transaction: Transaction) -> None:
+        events = [hooks.CreditEvent(name, transaction.organization_id, transaction=transaction)]
+        if transaction.uncollected_micros:
+            events.append(hooks.CreditEvent("uncollected", transaction.organization_id, transaction=transaction))
+        session.tell(events)
+
+    def tell_settled(self, record: ReservationRecord) -> None:
+        """Fire the hooks of a settled hold."""
+        hooks.fire(hooks.CreditEvent("settled", record.organization_id, reservation=record))
+        if record.uncollected_micros:
+            hooks.fire(hooks.CreditEvent("uncollected", record.organization_id, reservation=record))
