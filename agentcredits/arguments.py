@@ -27,6 +27,7 @@ MAX_REASON = 1_000
 
 
 def key(idempotency_key: str | None) -> tuple[str, bool]:
+    """The caller's idempotency key, or a generated one; and whether it was generated."""
     if idempotency_key is None:
         return new_id(), True
     return check_text(idempotency_key, name="idempotency_key"), False
@@ -58,6 +59,7 @@ def fingerprint(
 
 
 def ttl(ttl: timedelta) -> timedelta:
+    """A time-to-live above zero and of at most 366 days."""
     if not isinstance(ttl, timedelta):
         raise InvalidInputError("ttl must be a timedelta.", context={"parameter": "ttl"})
     if not timedelta(0) < ttl <= timedelta(days=366):
@@ -66,6 +68,7 @@ def ttl(ttl: timedelta) -> timedelta:
 
 
 def overage(value: str | Overage | None, default: Overage) -> Overage:
+    """The overage policy named, or the default."""
     return default if value is None else choice(Overage, value, name="overage")
 
 
@@ -73,6 +76,7 @@ C = TypeVar("C", GrantCategory, Overage, ReservationState, TransactionType)
 
 
 def choice(kind: type[C], value: object, *, name: str) -> C:
+    """A member of an enumeration, by its value."""
     try:
         return kind(str(value).lower())
     except ValueError:
@@ -95,6 +99,7 @@ def page_size(limit: object) -> int:
 
 
 def denied(organization_id: str, required: int, available: int, error: CreditsError) -> Decision:
+    """The Decision for a refusal."""
     return Decision(
         organization_id,
         False,
@@ -110,6 +115,7 @@ def denied(organization_id: str, required: int, available: int, error: CreditsEr
 
 
 def dry_transaction(organization_id: str, amount_micros: int, activity: ops.Activity, key: str) -> Transaction:
+    """What a charge answers in a dry run: nothing was written."""
     return Transaction(
         organization_id=organization_id,
         id="",
@@ -130,6 +136,7 @@ def dry_transaction(organization_id: str, amount_micros: int, activity: ops.Acti
 def dry_reservation(
     organization_id: str, amount_micros: int, activity: ops.Activity, key: str, ttl: timedelta
 ) -> ReservationRecord:
+    """What a reservation answers in a dry run: nothing was written."""
     return ReservationRecord(
         organization_id=organization_id,
         id="",

@@ -61,7 +61,8 @@ def fire(event: CreditEvent) -> None:
             record.uncollected if record is not None else "some",
             event.organization_id,
         )
-    for hook in list(_hooks):
+    hooks = _hooks.copy()  # a hook may remove itself
+    for hook in hooks:
         try:
             hook(event)
         except Exception:

@@ -206,7 +206,7 @@ class Hold:
             return
         try:
             self._core.run(self.give_back(_reason(error)))
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the user's own error comes first
             error.add_note(f"agentcredits: reservation {self.id} was not given back: {problem}")
 
     async def __aenter__(self) -> Self:
@@ -221,7 +221,7 @@ class Hold:
             return
         try:
             await self._core.arun(self.give_back(_reason(error)))
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the user's own error comes first
             error.add_note(f"agentcredits: reservation {self.id} was not given back: {problem}")
 
     def _explicit(self, operation: Commit | Release) -> Steps[ReservationRecord]:

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from uuid import UUID
-
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
 
 from agentcredits.amounts import Amount
 from agentcredits.model import (
@@ -28,6 +24,11 @@ from agentcredits.model import (
 )
 from agentcredits.reservation import Hold, Reservation, ReservationRequest
 from agentcredits.service_base import BaseService
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
 
 Id = str | UUID
 OverageName = Literal["reject", "cap"]
@@ -535,9 +536,9 @@ class CreditService(BaseService):
         """Recompute every counter from the rows that it counts and report any difference."""
         return await self._core.arun(self._core.verify(organization_id))
 
-    async def flush(self, timeout: timedelta = timedelta(seconds=10)) -> bool:
+    async def flush(self, within: timedelta = timedelta(seconds=10)) -> bool:
         """Wait until settlements made in the background are booked; False when the store is still away."""
-        return await self._core.runner.acall(lambda: self._core.runner.flush(timeout.total_seconds()))
+        return await self._core.runner.acall(lambda: self._core.runner.flush(within.total_seconds()))
 
     async def aclose(self) -> None:
         """Book what is queued and, when this was the last service on its database, close the connections."""

@@ -76,7 +76,7 @@ class Doors:
             ServiceClosedError: the service was closed.
         """
         if self._closed:
-            raise ServiceClosedError()
+            raise ServiceClosedError
         if self._lease is None:
             with self._lock:
                 if self._lease is None:
@@ -211,19 +211,19 @@ class Doors:
     def reservation_record(self, organization_id: str, outcome: Outcome) -> ReservationRecord:
         """The public record of a hold's outcome."""
         if not isinstance(outcome.record, HoldState):
-            raise AssertionError("a hold was expected")
+            raise TypeError("a hold was expected")
         return records.public_hold(organization_id, outcome.record, replayed=outcome.replayed)
 
     @staticmethod
     def _transaction(organization_id: str, outcome: Outcome) -> Transaction:
         if not isinstance(outcome.record, Row):
-            raise AssertionError("a ledger row was expected")
+            raise TypeError("a ledger row was expected")
         return records.public_row(organization_id, outcome.record, replayed=outcome.replayed)
 
     @staticmethod
     def _grant(organization_id: str, outcome: Outcome) -> CreditGrant:
         if not isinstance(outcome.record, GrantState):
-            raise AssertionError("a grant was expected")
+            raise TypeError("a grant was expected")
         return records.public_grant(organization_id, outcome.record, replayed=outcome.replayed)
 
     def _tell_transaction(self, name: Literal["charged", "refunded"], transaction: Transaction) -> None:

@@ -122,7 +122,7 @@ class Prices(Doors):
         row = yield from self._cost_row(owner, agent_type, action)
         if row is None:
             price_rules.price(None, agent_type=agent_type, action=action, quantity=Decimal(1), record_unpriced=False)
-            raise UnpricedActionError()
+            raise UnpricedActionError
         return prices.public_cost(row)
 
     def list_costs(

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from uuid import UUID
-
-from sqlalchemy import Connection
-from sqlalchemy.orm import Session
 
 from agentcredits.amounts import Amount
 from agentcredits.model import (
@@ -27,6 +24,10 @@ from agentcredits.model import (
 )
 from agentcredits.reservation import Hold, SyncReservation
 from agentcredits.service_base import BaseService
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
 Id = str | UUID
 OverageName = Literal["reject", "cap"]
@@ -435,9 +436,9 @@ class SyncCreditService(BaseService):
         """Recompute every counter from the rows that it counts and report any difference."""
         return self._core.run(self._core.verify(organization_id))
 
-    def flush(self, timeout: timedelta = timedelta(seconds=10)) -> bool:
+    def flush(self, within: timedelta = timedelta(seconds=10)) -> bool:
         """Wait until settlements made in the background are booked; False when the store is still away."""
-        return self._core.runner.flush(timeout.total_seconds())
+        return self._core.runner.flush(within.total_seconds())
 
     def close(self) -> None:
         """Book what is queued and, when this was the last service on its database, close the connections."""

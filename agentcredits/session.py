@@ -7,16 +7,15 @@ the session usable. Nothing is retried (the transaction is not ours), and hooks 
 from __future__ import annotations
 
 import contextvars
+import sys
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
 
 from agentcredits import hooks
 from agentcredits.errors import AccountLockedError, ConfigurationError, InvalidInputError
@@ -30,10 +29,14 @@ from agentcredits.store.faults import translate
 from agentcredits.store.posting import post
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
     from agentcredits.service_doors import Doors
 
+    Target = Session | Connection | AsyncSession | AsyncConnection
+
 T = TypeVar("T")
-Target = Session | Connection | AsyncSession | AsyncConnection
 
 _SQLITE_ADVICE = (
     "On SQLite begin your transaction with BEGIN IMMEDIATE, or let the charge be its first statement:"
@@ -101,7 +104,7 @@ def tell(events: list[hooks.CreditEvent]) -> None:
 
 def run(core: Doors, steps: Steps[T], target: Target) -> T:
     """Drive steps on a Session or Connection."""
-    if isinstance(target, AsyncSession | AsyncConnection):
+    if _is_async(target):
         steps.close()
         raise ConfigurationError(
             "an AsyncSession needs the coroutine face: await CreditService(...).method(session=...)."
@@ -113,23 +116,34 @@ def run(core: Doors, steps: Steps[T], target: Target) -> T:
 
 async def arun(core: Doors, steps: Steps[T], target: Target) -> T:
     """Drive steps on any kind of session; the statements of an async one run in its own greenlet."""
-    if isinstance(target, AsyncSession):
-        value, charges = await target.run_sync(lambda plain: _run_on(core, steps, plain))
-    elif isinstance(target, AsyncConnection):
-        value, charges = await target.run_sync(lambda plain: _run_on(core, steps, plain))
+    if _is_async(target):
+        value, charges = await cast("AsyncSession", target).run_sync(lambda plain: _run_on(core, steps, plain))
     else:
         value, charges = await core.runner.acall(lambda: _run_on(core, steps, target))
     _remember(charges)
     return value
 
 
+def _is_async(target: object) -> bool:
+    # Asked for only where the application itself uses it: it needs greenlet, and takes time to import.
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    return asyncio is not None and isinstance(target, asyncio.AsyncSession | asyncio.AsyncConnection)
+
+
+def _plain_session(target: object) -> Session | None:
+    orm = sys.modules.get("sqlalchemy.orm")
+    return cast("Session", target) if orm is not None and isinstance(target, orm.Session) else None
+
+
 def _connection(target: object) -> Connection:
-    if isinstance(target, Session):
-        return target.connection()
+    session = _plain_session(target)
+    if session is not None:
+        return session.connection()
     if isinstance(target, Connection):
         return target
     raise InvalidInputError(
-        f"session must be a SQLAlchemy Session, Connection, AsyncSession or AsyncConnection, not {type(target).__name__}.",
+        "session must be a SQLAlchemy Session, Connection, AsyncSession or AsyncConnection,"
+        f" not {type(target).__name__}.",
         context={"parameter": "session"},
     )
 
@@ -141,7 +155,7 @@ def _remember(charges: _OpenCharges) -> None:
 
 def _run_on(core: Doors, steps: Steps[T], target: object) -> tuple[T, _OpenCharges]:
     connection = _connection(target)
-    charges = _charges_of(core, connection, target if isinstance(target, Session) else None)
+    charges = _charges_of(core, connection, _plain_session(target))
 
     def perform(effect: Effect) -> Any:
         match effect:

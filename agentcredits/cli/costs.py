@@ -55,7 +55,7 @@ def list_prices(
             for price in prices
         )
         columns = ("for", "action", "cost", "from (UTC)", "until (UTC)", "source")
-        console.print(make_table(columns, rows, right=("cost",)))
+        console.print(make_table(columns, rows, right=("cost",), folds="source"))
 
     command.out.show({"items": [_price_data(price) for price in prices]}, render)
 

@@ -100,7 +100,7 @@ def check(ctx: typer.Context, database: DatabaseOption = None, as_json: JsonOpti
         if not problems:
             say(console, ("Clean", "green"), ": the live schema is the declared one.")
             return
-        console.print(make_table(("difference",), ([problem] for problem in problems)))
+        console.print(make_table(("difference",), ([problem] for problem in problems), folds="difference"))
 
     command.out.show({"database": command.target.shown, "ok": not problems, "problems": problems}, render)
     if problems:

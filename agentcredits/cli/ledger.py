@@ -165,7 +165,7 @@ def show_verify(console: Console, report: VerifyReport) -> None:
         return
     say(console, (count_text(len(report.problems), "difference"), "red"), f" in {seen}:")
     rows = ((problem.organization_id, problem.check, problem.message) for problem in report.problems)
-    console.print(make_table(("organization", "check", "difference"), rows))
+    console.print(make_table(("organization", "check", "difference"), rows, folds="difference"))
 
 
 def show_balance(console: Console, found: Balance) -> None:
@@ -194,6 +194,7 @@ def history_table(console: Console, rows: Sequence[Transaction]) -> Table:
             for row in rows
         ),
         right=("seq", "amount", "balance"),
+        folds="note",
     )
 
 

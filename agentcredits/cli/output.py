@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich import box
 from rich.console import Console
@@ -133,13 +133,15 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
     console.print(Text.assemble(*clean), soft_wrap=True)
 
 
-def make_table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = ()) -> Table:
-    """A plain table; the columns named in ``right`` are numbers."""
+def make_table(
+    columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = (), folds: str = ""
+) -> Table:
+    """A plain table; the columns named in ``right`` are numbers, the one named ``folds`` gives way when space is short."""
     numbers = set(right)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        is_number = column in numbers
-        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+        justify: Literal["right", "left"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, no_wrap=column != folds, overflow="fold")
     for row in rows:
         table.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
     return table

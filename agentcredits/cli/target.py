@@ -36,7 +36,7 @@ class Target:
     @property
     def shown(self) -> str:
         """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        return self.url.render_as_string(hide_password=bool(self.url.password))
 
     @property
     def path(self) -> Path | None:
@@ -130,5 +130,4 @@ def begin(ctx: typer.Context, database: str | None, as_json: bool) -> Command:
 def target_of(database: str | None) -> Target:
     """``--database``, else AGENTCREDITS_DATABASE_URL, else the default SQLite file."""
     settings = load_settings()
-    url = normalise_url(database or settings.database_url or default_database_url())
-    return Target(url if url.password else url.set(password=None), settings)
+    return Target(normalise_url(database or settings.database_url or default_database_url()), settings)

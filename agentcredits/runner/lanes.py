@@ -233,13 +233,17 @@ class Lanes:
 
 def release_of(operation: Operation, answer: Answer) -> Release | None:
     """The operation that undoes a hold which nobody waits for any more; None when there is nothing to undo."""
-    if isinstance(operation, Reserve) and isinstance(answer, Outcome) and not answer.replayed:
-        if isinstance(answer.record, HoldState):
-            return Release(
-                organization_id=operation.organization_id,
-                reservation_id=answer.record.id,
-                reason="the caller was cancelled",
-            )
+    if (
+        isinstance(operation, Reserve)
+        and isinstance(answer, Outcome)
+        and isinstance(answer.record, HoldState)
+        and not answer.replayed
+    ):
+        return Release(
+            organization_id=operation.organization_id,
+            reservation_id=answer.record.id,
+            reason="the caller was cancelled",
+        )
     return None
 
 

@@ -25,7 +25,7 @@ class Pending:
 
     def __init__(self, operation: Operation, *, settlement: bool = False) -> None:
         self.operation = operation
-        #: A hold's settlement is finished whoever waits for it: it is never dropped, and retried when the store is away.
+        #: A hold's settlement is never dropped, whoever waits for it, and is retried when the store is away.
         self.settlement = settlement
         self.started = False
         self.answer: Answer | None = None

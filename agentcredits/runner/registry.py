@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agentcredits.clock import Clock
 from agentcredits.errors import AgentCreditsWarning, ConfigurationError
@@ -116,7 +115,8 @@ def resolve(database: Database | None, settings: Settings) -> URL | Engine:
     Raises:
         ConfigurationError: an AsyncEngine, or something that is no database.
     """
-    if isinstance(database, AsyncEngine):
+    if type(database).__name__ == "AsyncEngine":
+        # By name: importing the class needs greenlet, and takes time.
         raise ConfigurationError(
             "an AsyncEngine cannot be used: pass its URL, or a plain Engine from sqlalchemy.create_engine();"
             " the coroutine methods work all the same."

@@ -292,9 +292,9 @@ class Runner:
         that a caller reads what it has just done.
         """
         for pending in list(self._background.values()):
-            if organization_id in (None, pending.operation.organization_id) and pending.settlement:
-                if pending.lock.acquire(timeout=SLICE_SECONDS):
-                    pending.lock.release()
+            mine = organization_id in (None, pending.operation.organization_id) and pending.settlement
+            if mine and pending.lock.acquire(timeout=SLICE_SECONDS):
+                pending.lock.release()
         try:
             self._ensure_ready()
             with self._exclusive(), self.engine.connect() as connection:

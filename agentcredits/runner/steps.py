@@ -57,7 +57,7 @@ def drive(steps: Steps[T], perform: Callable[[Effect], Any]) -> T:
         while True:
             try:
                 answer = perform(effect)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the steps decide what an error means
                 effect = steps.throw(error)
             else:
                 effect = steps.send(answer)
@@ -73,7 +73,7 @@ async def adrive(steps: Steps[T], perform: Callable[[Effect], Awaitable[Any]]) -
         while True:
             try:
                 answer = await perform(effect)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the steps decide what an error means
                 effect = steps.throw(error)
             else:
                 effect = steps.send(answer)

@@ -18,8 +18,12 @@ from typing import Any, Final
 
 from sqlalchemy import (
     URL,
+    BigInteger,
+    Boolean,
     Connection,
     Engine,
+    Integer,
+    String,
     Table,
     and_,
     bindparam,
@@ -33,13 +37,12 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import UtcDateTime, credit_accounts, credit_grants
+from agentcredits.store.tables import ExactNumeric, UtcDateTime, credit_accounts, credit_grants
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -331,9 +334,10 @@ def _single_write(
 ) -> str:
     values = {name: "NULL" if name in empty else f":{_parameter(place, name)}" for name in names}
     if not keys:
-        return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(values.values())})"
+        return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(values.values())})"  # noqa: S608
     assignments = ", ".join(f"{name} = {values[name]}" for name in names if name not in keys)
-    return f"UPDATE {table.name} SET {assignments} WHERE {' AND '.join(f'{key} = {values[key]}' for key in keys)}"
+    condition = " AND ".join(f"{key} = {values[key]}" for key in keys)
+    return f"UPDATE {table.name} SET {assignments} WHERE {condition}"  # noqa: S608
 
 
 def _array_write(place: int, table: Table, keys: tuple[str, ...], names: tuple[str, ...]) -> str:
@@ -341,20 +345,29 @@ def _array_write(place: int, table: Table, keys: tuple[str, ...], names: tuple[s
     source = f"unnest({arrays}) AS v({', '.join(names)})"
     if not keys:
         columns = ", ".join(names)
-        return f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source}"
+        return f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source}"  # noqa: S608
     assignments = ", ".join(f"{name} = v.{name}" for name in names if name not in keys)
     condition = " AND ".join(f"t.{key} = v.{key}" for key in keys)
-    return f"UPDATE {table.name} AS t SET {assignments} FROM {source} WHERE {condition}"
+    return f"UPDATE {table.name} AS t SET {assignments} FROM {source} WHERE {condition}"  # noqa: S608
 
 
 def _array_type(table: Table, name: str) -> str:
     column_type = table.c[name].type
-    if isinstance(column_type, UtcDateTime):
-        return "TIMESTAMP WITH TIME ZONE[]"
-    return f"{column_type.compile(dialect=_POSTGRESQL)}[]"
+    for kind, word in _ARRAY_TYPES:
+        if isinstance(column_type, kind):
+            return f"{word}[]"
+    raise AssertionError(f"{table.name}.{name} has a type that no array is known for")
 
 
-_POSTGRESQL: Final = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+#: Spelled out, so that PostgreSQL's dialect is imported only where it is used.
+_ARRAY_TYPES: Final = (
+    (UtcDateTime, "TIMESTAMP WITH TIME ZONE"),
+    (ExactNumeric, "NUMERIC"),
+    (String, "TEXT"),
+    (BigInteger, "BIGINT"),
+    (Integer, "INTEGER"),
+    (Boolean, "BOOLEAN"),
+)
 
 _ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id == bindparam("organization"))
 _ACCOUNT_LOCKED: Final = _ACCOUNT.with_for_update(key_share=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
-from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, bindparam, text
 
 from agentcredits.clock import Clock
 from agentcredits.rules.due import book_due
@@ -19,6 +19,7 @@ from agentcredits.rules.state import Ledger
 from agentcredits.store import loading, records
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
+    UtcDateTime,
     credit_accounts,
     credit_grants,
     credit_reservations,
@@ -100,11 +101,14 @@ def _snapshot(outcome: Outcome) -> Outcome:
 
 def _create_account(connection: Connection, dialect: StoreDialect, organization_id: str, clock: Clock | None) -> None:
     now = dialect.now(connection) if clock is None else clock.now()
-    build = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-    connection.execute(
-        build(credit_accounts).on_conflict_do_nothing(),
-        {"organization_id": organization_id, "created_at": now, "last_posted_at": now},
-    )
+    connection.execute(_CREATE_ACCOUNT, {"organization_id": organization_id, "now": now})
+
+
+#: Two first uses at the same moment agree on one row.
+_CREATE_ACCOUNT: Final = text(
+    "INSERT INTO credit_accounts (organization_id, created_at, last_posted_at) VALUES (:organization_id, :now, :now)"
+    " ON CONFLICT DO NOTHING"
+).bindparams(bindparam("now", type_=UtcDateTime()))
 
 
 def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -> None:

@@ -114,7 +114,7 @@ def public_cost(row: CostRow) -> ActionCost:
         cost = from_micros(to_micros(row.cost, name="cost", allow_zero=True))
     except InvalidAmountError as error:
         raise InvalidAmountError(
-            f"the cost {row.cost!r} of {row.agent_type}.{row.action} in agent_action_costs is not an amount of credits.",
+            f"the cost {row.cost!r} of {row.agent_type}.{row.action} in agent_action_costs is no amount of credits.",
             context={"agent_type": row.agent_type, "action": row.action},
         ) from error
     return ActionCost(

@@ -179,7 +179,7 @@ def _foreign_keys_off(connection: Connection) -> Iterator[None]:
 
 
 def drop_everything(connection: Connection) -> None:
-    """Drop all that agentcredits keeps in a database, the append-only ledger included; for tests. The caller commits."""
+    """Drop all that agentcredits keeps in a database, the ledger included; for tests. The caller commits."""
     metadata.drop_all(connection)
     connection.exec_driver_sql(f"DROP TABLE IF EXISTS {VERSION_TABLE}")
     if connection.dialect.name == "postgresql":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,30 @@ def test_the_snippet_runs_after_the_set_up(snippet: str, tmp_path: Path) -> None
     """Each block stands on its own after the set-up that the README names; its assertions hold, nothing warns."""
     done = run(SET_UP + "\n" + snippet, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_commands_in_the_readme_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the command-line section end 0, one after the other, on the default file."""
+    from agentcredits.cli import main
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("AGENTCREDITS_DATABASE_URL", raising=False)
+    section = README.partition("## Command line")[2].partition("\n## ")[0]
+    lines = [shlex.split(line[2:], comments=True) for line in section.splitlines() if line.startswith("$ ")]
+    assert len(lines) >= 7
+    for program, *words in lines:
+        assert program == "agentcredits"
+        assert main(words) == 0, words
+    assert capsys.readouterr().err == ""
+
+
+def test_links_in_the_readme_lead_somewhere() -> None:
+    """Every relative link names a file or folder of the repository."""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_prices_in_the_readme_are_those_of_the_migration() -> None:

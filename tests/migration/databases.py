@@ -86,9 +86,9 @@ def _pg_catalogue(connection: Connection) -> list[str]:
     return [str(line) for line in connection.execute(text(_PG_CATALOGUE)).scalars()]
 
 
-def configuration(connection: Connection, versions: Path | None = None) -> Config:
+def configuration(connection: Connection | None, versions: Path | None = None) -> Config:
     """Alembic's configuration as ``upgrade`` makes it, with a folder of further revisions."""
-    config = store_upgrade._configuration({"connection": connection})
+    config = store_upgrade._configuration({} if connection is None else {"connection": connection})
     if versions is not None:
         released = Path(config.get_main_option("script_location") or "") / "versions"
         # The second name is what Alembic before 1.16 reads.

@@ -373,6 +373,25 @@ def test_the_stock_command_works_on_a_connection_of_its_own(empty_url: str, tmp_
     assert not (tmp_path / "elsewhere.db").exists()
 
 
+def test_autogenerate_writes_the_next_revision_in_plain_types(
+    empty_engine: Engine, empty_url: str, tmp_path: Path
+) -> None:
+    """What is missing is written without names of ours, which may change; a host's tables are left alone."""
+    upgrade_database(empty_engine)
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE agent_action_costs")
+        connection.exec_driver_sql("CREATE TABLE orders (id INTEGER)")
+    (tmp_path / "versions").mkdir()
+    config = configuration(None, tmp_path / "versions")
+    config.set_main_option("sqlalchemy.url", empty_url.replace("%", "%%"))
+    command.revision(config, "lost table", autogenerate=True, rev_id="0002", version_path=str(tmp_path / "versions"))
+    written = (tmp_path / "versions" / "0002_lost_table.py").read_text(encoding="utf-8")
+    assert "sa.Column('valid_from', sa.DateTime(timezone=True), nullable=False)" in written
+    assert """sa.Column('cost', sa.Numeric(20, 6).with_variant(sa.Text(), "sqlite"), nullable=False)""" in written
+    assert "agentcredits" not in written
+    assert "orders" not in written
+
+
 # -- a next revision ---------------------------------------------------------------------------------------------
 
 

@@ -41,16 +41,20 @@ def proof_is_long(config: pytest.Config) -> bool:
     return "long" in (config.getoption("--proof", default=None), os.environ.get("AGENTCREDITS_PROOF"))
 
 
-def change_one(value: Any) -> Any:
+def change_one(name: str, value: Any) -> Any:
     """Another value of the same kind."""
+    if name == "amount":
+        return (value or CREDIT) + 1
     if isinstance(value, int):
         return value + 1
     if isinstance(value, datetime):
         return value + timedelta(seconds=1)
     if isinstance(value, tuple):
         return ("changed", *value[1:])
+    if value is None:
+        return START + timedelta(days=400)
     swaps = {"paid": "plan", "plan": "paid", "promotional": "paid", "adjustment": "paid", "cap": "reject", "reject": "cap"}
-    return swaps.get(value, "changed") if isinstance(value, str) else CREDIT
+    return swaps.get(value, "changed")
 
 
 #: The fields that make another payload of a keyed call; everything else may differ between two honest tries.
@@ -76,6 +80,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.organizations = (f"{run}-a", f"{run}-b")
         self.calls: list[Call] = []
         self.compared = dict.fromkeys(self.organizations, 0)
+        self.newest = dict.fromkeys(self.organizations, START)
         self.keys = 0
 
     # -- driving both --------------------------------------------------------------------------------------------
@@ -90,7 +95,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if remember:
             self.calls.append(call)
         try:
-            expected: Answer | str = getattr(self.model, name)(**arguments)
+            expected: Answer | str = self.model.call(name, arguments)
         except Refused as refusal:
             expected = refusal.code
         try:
@@ -182,6 +187,8 @@ class LedgerMachine(RuleBasedStateMachine):
             model.id = model.id or row.id
         for row, model in zip(rows, expected, strict=True):
             compare_row(model, row)
+            assert row.created_at >= self.newest[organization_id], "history runs backwards"
+            self.newest[organization_id] = row.created_at
         self.compared[organization_id] = len(account.rows)
 
     def teardown(self) -> None:
@@ -192,6 +199,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.service.sweep(organization_id)
             self.model.sweep(organization_id)
             self.compared[organization_id] = 0
+            self.newest[organization_id] = START
             account = self.model.accounts[organization_id]
             self.compare_history(organization_id, account)
             grants = {grant.id: grant for grant in self.service.list_grants(organization_id)}
@@ -369,7 +377,7 @@ class LedgerMachine(RuleBasedStateMachine):
         keyed = [call for call in self.calls if call[0] in PAYLOAD]
         name, arguments = keyed[-1 - number % len(keyed)]
         changed = PAYLOAD[name][field % len(PAYLOAD[name])]
-        self.apply((name, arguments | {changed: change_one(arguments[changed])}), remember=False)
+        self.apply((name, arguments | {changed: change_one(changed, arguments[changed])}), remember=False)
 
     @rule(number=picks, ttl=ttls)
     def replay_with_another_ttl(self, number: int, ttl: timedelta) -> None:

@@ -180,7 +180,9 @@ class Account:
     def book_due(self, clock: datetime) -> datetime:
         """Book everything due; returns the account's now, which never runs backwards."""
         now = max(clock, self.last_posted_at)
+        booked = False
         while due := [time for time in self.due_times() if time <= now]:
+            booked = True
             instant = min(due)
             for hold in self.holds:
                 if hold.open and hold.expires_at == instant:
@@ -194,7 +196,8 @@ class Account:
                     grant.status = "expired"
                     if grant.remaining:
                         self.breakage(grant, grant.remaining)
-        self.last_posted_at = now
+        if booked:
+            self.last_posted_at = now
         return now
 
 
@@ -249,11 +252,17 @@ class Ledger:
 
     # -- operations ----------------------------------------------------------------------------------------------
 
+    def call(self, name: str, arguments: dict[str, Any]) -> Answer:
+        """Make a call; an account's time moves on when something was booked, and never back."""
+        answer: Answer = getattr(self, name)(**arguments)
+        if answer.record is not None and not answer.replayed:
+            account = self.accounts[arguments["organization_id"]]
+            account.last_posted_at = max(account.last_posted_at, self._clock())
+        return answer
+
     def create_account(self, organization_id: str) -> Answer:
-        if organization_id in self.accounts:
-            self.accounts[organization_id].book_due(self._clock())
-        else:
-            self.accounts[organization_id] = Account(self._clock())
+        account = self.accounts.setdefault(organization_id, Account(self._clock()))
+        account.book_due(self._clock())
         return Answer(None)
 
     def grant_credits(
@@ -269,8 +278,7 @@ class Ledger:
         idempotency_key: str,
     ) -> Answer:
         self.create_account(organization_id)
-        account = self.accounts[organization_id]
-        now = account.last_posted_at
+        account, now = self._open(organization_id, "account_not_found")
         payload = (amount, category, priority, effective_at, expires_at, source)
         if (replay := self._replay(account, "grant", idempotency_key, payload)) is not None:
             return replay
@@ -279,7 +287,7 @@ class Ledger:
             raise Refused("invalid_input")
         grant = Grant(amount, category, priority, start, expires_at, now, "scheduled" if start > now else "active")
         account.grants.append(grant)
-        account.add_row({"paid": "purchase"}.get(category, "credit"), amount, grant=grant)
+        account.add_row({"paid": "purchase", "adjustment": "adjust"}.get(category, "credit"), amount, grant=grant)
         account.keys["grant", idempotency_key] = (payload, grant)
         return Answer(grant)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from agentcredits.service import SyncCreditService
@@ -40,6 +40,8 @@ def test_the_service_does_what_the_reference_model_does(
                 database=None,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
+                phases=(Phase.generate, Phase.shrink),
+                report_multiple_bugs=False,
                 print_blob=True,
             ),
         )

@@ -56,9 +56,11 @@ def charges(service: SyncCreditService) -> list[Transaction]:
 # -- the four colours ------------------------------------------------------------------------------------------------
 
 
-def four_colours(service: SyncCreditService, body: Callable[[], object], **options: Any) -> dict[str, Any]:
+def four_colours(
+    service: SyncCreditService, body: Callable[[], object], *, action: str = "work", **options: Any
+) -> dict[str, Any]:
     """One charged function of each colour around the same body, and how to run it to its end."""
-    charge = consume_credits("Agent", "work", service=service, **options)
+    charge = consume_credits("Agent", action, service=service, **options)
 
     @charge
     def function() -> object:
@@ -171,14 +173,9 @@ def test_without_a_context_nothing_runs(service: SyncCreditService, colour: str)
 def test_an_action_without_a_price_does_not_run(service: SyncCreditService, colour: str) -> None:
     """Metered but unpriced is refused."""
     ran: list[int] = []
-    charge = consume_credits("Agent", "nobody-priced-this", service=service)
-
-    @charge
-    def function() -> None:
-        ran.append(1)
-
+    run = four_colours(service, lambda: ran.append(1), action="nobody-priced-this")[colour]
     with use_context(ACME), pytest.raises(UnpricedActionError, match="nobody-priced-this"):
-        function()
+        run()
     assert ran == []
 
 
@@ -486,10 +483,6 @@ def test_ttl_is_the_holds(service: SyncCreditService) -> None:
     with use_context(ACME):
         work()
     assert lives == [timedelta(seconds=42)]
-
-
-def async_fallback_of_a_plan(plan: Any) -> Any:
-    return plan
 
 
 @pytest.mark.parametrize(
