@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from agentcredits.reservation import Reservation, SyncReservation
     from agentcredits.service import CreditService, SyncCreditService, configure, default_service
+    from agentcredits.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -115,6 +116,7 @@ __all__ = [
     "ReservationUnknownError",
     "SchemaError",
     "ServiceClosedError",
+    "Settings",
     "SettlementFailedError",
     "StoreError",
     "StoreUnavailableError",
@@ -142,6 +144,7 @@ __all__ = [
 
 #: Where each public name lives.
 _HOMES = {
+    "settings": ("Settings",),
     "base_crew": ("BaseCrew",),
     "context": ("RequestContext", "bind", "current_context", "require_context", "use_context"),
     "decorators": ("consume_credits", "track_agent_usage"),

@@ -37,4 +37,9 @@ def as_utc(value: datetime, *, name: str) -> datetime:
             reason="naive_datetime",
             context={"parameter": name},
         )
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInputError(
+            f"{name} lies outside the calendar once it is in UTC.", reason="out_of_range", context={"parameter": name}
+        ) from error

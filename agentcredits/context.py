@@ -289,7 +289,7 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
             "bind() takes functions and coroutine functions: in a generator, enter use_context(...) inside its body."
         )
     frame, mark, bindings = _active.get(), _innermost.get(), _bindings.get()
-    if frame is None and not any(bound is not None for bound in bindings.values()):
+    if frame is None and not any(bound is not None and agent.owner() is not None for agent, bound in bindings.items()):
         raise MissingContextError("bind() found no RequestContext here: call it inside use_context(...).")
 
     if inspect.iscoroutinefunction(function):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -78,7 +78,7 @@ class Hold:
         return self.record.state
 
     @property
-    def expires_at(self) -> Any:
+    def expires_at(self) -> datetime:
         """When the hold ends if nobody renews it, as far as this handle knows."""
         return self.record.expires_at
 
@@ -110,7 +110,7 @@ class Hold:
                 suggestions=("Wait until the other attempt ends, then try again.",),
             )
         if not self._inert:
-            self._core.runner.begin(self, self.organization_id, self.id, self.ttl)
+            self._core.runner.begin(self.organization_id, self.id, self.ttl)
 
     def settle(
         self, amount_micros: int | None = None, *, metadata: Mapping[str, Any] | None = None

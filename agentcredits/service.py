@@ -9,6 +9,7 @@ from agentcredits.clock import Clock
 from agentcredits.errors import AgentCreditsWarning
 from agentcredits.runner.registry import Database
 from agentcredits.service_async import CreditService
+from agentcredits.service_base import follow
 from agentcredits.service_core import ServiceCore
 from agentcredits.service_sync import SyncCreditService
 
@@ -17,7 +18,7 @@ _default: CreditService | None = None
 
 
 def configure(database: Database | None = None, *, clock: Clock | None = None, **settings: object) -> CreditService:
-    """Say what decorators and BaseCrew use unless they are given ``service=``; returns it.
+    """Say what decorators, BaseCrew and services without arguments use; returns a service on it.
 
     Args:
         database: URL, Engine, or None for the environment's or the default file.
@@ -33,6 +34,7 @@ def configure(database: Database | None = None, *, clock: Clock | None = None, *
     global _default
     chosen = load_settings(**settings)
     service = CreditService(database, settings=chosen, clock=clock)
+    follow(database, chosen, clock)
     if chosen.mode == "off":
         warnings.warn("agentcredits is switched off: nothing is charged.", AgentCreditsWarning, stacklevel=2)
     with _lock:

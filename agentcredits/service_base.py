@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from agentcredits.clock import Clock
 from agentcredits.runner.registry import Database
+from agentcredits.runner.runner import in_fresh_thread
 from agentcredits.service_core import ServiceCore
 
 if TYPE_CHECKING:
     from agentcredits.settings import Settings
+
+
+class _Configured:
+    """What ``configure`` said; services made without arguments follow it."""
+
+    database: Database | None = None
+    settings: Settings | None = None
+    clock: Clock | None = None
+
+
+def follow(database: Database | None, settings: Settings | None, clock: Clock | None) -> None:
+    """Let services that are made without arguments from now on use these."""
+    _Configured.database, _Configured.settings, _Configured.clock = database, settings, clock
 
 
 class BaseService:
@@ -19,6 +32,8 @@ class BaseService:
     def __init__(
         self, database: Database | None = None, *, settings: Settings | None = None, clock: Clock | None = None
     ) -> None:
+        if database is None and settings is None and clock is None:
+            database, settings, clock = _Configured.database, _Configured.settings, _Configured.clock
         self._core = ServiceCore(database, settings=settings, clock=clock)
 
     def __repr__(self) -> str:
@@ -35,5 +50,4 @@ class BaseService:
         return self._core.settings
 
     async def _close_in_thread(self) -> None:
-        # The runner's own threads are what is being closed: this one comes from the loop's default pool.
-        await asyncio.to_thread(self._core.close)
+        await in_fresh_thread(self._core.close)

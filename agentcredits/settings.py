@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     mode: Literal["enforce", "off"] = "enforce"
     reservation_ttl_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """How long a hold lives without being renewed."""
-    unknown_ttl_seconds: float = Field(default=7 * 86_400.0, gt=0)
+    unknown_ttl_seconds: float = Field(default=7 * 86_400.0, gt=0, le=366 * 86_400)
     """How long a hold waits for a provider's verdict."""
     commit_grace_seconds: float = Field(default=0.0, ge=0, le=3_600)
     """How long after its expiry an explicit commit may still settle a hold."""
@@ -72,5 +72,8 @@ def load_settings(**arguments: object) -> Settings:
 
 def default_database_url() -> str:
     """The default ledger: one absolute file per user, the same from every working directory."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return f"sqlite:///{Path(base).absolute() / 'agentcredits' / 'agentcredits.db'}"
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if not base.is_absolute():
+        # The XDG specification: a relative path is to be ignored.
+        base = Path.home() / ".local" / "share"
+    return f"sqlite:///{base / 'agentcredits' / 'agentcredits.db'}"

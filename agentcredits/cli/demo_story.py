@@ -23,6 +23,7 @@ from agentcredits import (
     configure,
     use_context,
 )
+from agentcredits.cli.demo_script import PRICES, STEPS, RendererOfflineError, Step
 from agentcredits.cli.ledger import show_balance, show_verify, verify_data
 from agentcredits.cli.output import action_text, credits_text, make_table, say
 from agentcredits.cli.target import Target
@@ -32,27 +33,7 @@ from agentcredits.model import ReservationState
 #: On a terminal each task is shown for a moment; a pipe does not wait.
 PAUSE_SECONDS: Final = 0.4
 
-PRICES: Final = (
-    ("ContentAgent", "generate_content", Decimal(1)),
-    ("ContentAgent", "generate_instagram_reel", Decimal(5)),
-    ("VideoAgent", "generate_video", Decimal(10)),
-)
-
 OUTCOME_STYLES: Final = {"granted": "cyan", "charged": "green", "given back": "yellow", "refused": "red"}
-
-
-class RendererOfflineError(RuntimeError):
-    """What the script lets go wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One call of an agent's method, and what the scripted model will say in it."""
-
-    agent_type: str
-    action: str
-    topic: str
-    lines: tuple[str | Exception, ...]
 
 
 @dataclass(slots=True)
@@ -65,44 +46,6 @@ class Told:
     outcome: str
     amount: str
     balance_after: Decimal
-
-
-STEPS: Final = (
-    Step(
-        "ContentAgent",
-        "generate_content",
-        "why there are two tides a day",
-        (
-            "The moon pulls the near sea more, and the far sea less, than the Earth between them.",
-            "Two bulges, one turning Earth: that is why the sea comes in twice a day.",
-        ),
-    ),
-    Step(
-        "ContentAgent",
-        "generate_instagram_reel",
-        "a harbour at low tide",
-        ("Where did the water go?", "0-2 s boats on mud, 2-5 s the flood in fast motion, 5-7 s everything floats."),
-    ),
-    Step(
-        "VideoAgent",
-        "generate_video",
-        "the tide coming in",
-        ("One long shot from the sea wall, dawn, no cuts.", RendererOfflineError("the renderer went offline")),
-    ),
-    Step(
-        "VideoAgent",
-        "generate_video",
-        "the tide coming in",
-        ("One long shot from the sea wall, dawn, no cuts.", "tide.mp4, 12 seconds, 24 frames per second."),
-    ),
-    Step(
-        "ContentAgent",
-        "generate_content",
-        "the post for the video",
-        ("Twelve seconds hold six hours of water.", "Six hours of sea in twelve seconds. Sound on."),
-    ),
-    Step("VideoAgent", "generate_video", "a second take", ("never said", "never said")),
-)
 
 
 @dataclass(slots=True)

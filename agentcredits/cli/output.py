@@ -136,7 +136,7 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 def make_table(
     columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = (), folds: str = ""
 ) -> Table:
-    """A plain table; the columns named in ``right`` are numbers, the one named ``folds`` gives way when space is short."""
+    """A plain table; the columns in ``right`` are numbers, the one named ``folds`` gives way when space is short."""
     numbers = set(right)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:

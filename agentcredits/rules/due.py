@@ -36,6 +36,7 @@ def book_due(ledger: Ledger, now: datetime) -> None:
     for grant in ledger.grants.values():
         if grant.is_open:
             account.note_due(next_event(grant))
+    account.last_posted_at = now
     ledger.changes.account = True
 
 

@@ -74,7 +74,7 @@ def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
         outcome = _DECIDERS[type(operation)](ledger, operation, now)
     except CreditsError as error:
         return Outcome(error=error)
-    if ledger.account is not None:
+    if ledger.account is not None and not outcome.replayed:
         ledger.account.last_posted_at = now
     return outcome
 

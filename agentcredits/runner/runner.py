@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from agentcredits.clock import Clock
 from agentcredits.errors import CreditsError, StoreUnavailableError
@@ -65,6 +66,21 @@ def deferred(cause: StoreUnavailableError) -> Deferred:
     answer = Deferred()
     object.__setattr__(answer, "cause", cause)
     return answer
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What is known of the tries of one transaction."""
+
+    #: Nothing was tried yet: generated keys cannot be in the database.
+    fresh: bool = True
+    #: A COMMIT was on its way when its connection broke: it may have arrived.
+    ambiguous: bool = False
+
+    def may_repeat(self, error: BaseException) -> bool:
+        """Conflicts and lost connections; and a store that went away in mid-commit, to learn what became of it."""
+        fault = classify(error)
+        return fault in (Fault.CONFLICT, Fault.LOST) or (self.ambiguous and fault is Fault.AWAY)
 
 
 class Runner:
@@ -129,7 +145,7 @@ class Runner:
         """Queue a settlement and go on; safe in finalizers and signal handlers."""
         self._submit(operation)
 
-    def begin(self, hold: object, organization_id: str, reservation_id: str, ttl: Any) -> None:
+    def begin(self, organization_id: str, reservation_id: str, ttl: timedelta) -> None:
         """Renew this hold until it is settled."""
         self._keeper.begin(organization_id, reservation_id, ttl)
 
@@ -208,44 +224,33 @@ class Runner:
         return answer
 
     def _post_batch(self, operations: Sequence[Operation]) -> list[Answer]:
+        attempts = _Attempts()
         try:
-            return list(self._transact(operations))
+            return list(self._transact(operations, attempts))
         except CreditsError as error:
-            return self._answer_all(operations, error)
+            return [error] * len(operations)
         except SQLAlchemyError as error:
             if classify(error) is Fault.DATA and len(operations) > 1:
                 # One operation's own fault: post one at a time, so that only the culprit sees it.
                 return [answer for operation in operations for answer in self._post_batch([operation])]
-            return self._answer_all(operations, error)
+            return [
+                translate(
+                    error,
+                    idempotency_key=operation.key if isinstance(operation, KeyedOperation) else None,
+                    ambiguous=attempts.ambiguous,
+                )
+                for operation in operations
+            ]
 
-    def _answer_all(self, operations: Sequence[Operation], error: Exception) -> list[Answer]:
-        ambiguous = bool(getattr(error, "agentcredits_ambiguous", False))
-        return [
-            translate(
-                error,
-                idempotency_key=operation.key if isinstance(operation, KeyedOperation) else None,
-                ambiguous=ambiguous,
-            )
-            if not isinstance(error, CreditsError)
-            else error
-            for operation in operations
-        ]
-
-    def _transact(self, operations: Sequence[Operation]) -> list[Outcome]:
+    def _transact(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
         """One transaction, tried again after conflicts, dead-locks and lost connections: keys make that safe."""
         retrying = Retrying(
-            retry=retry_if_exception(lambda error: classify(error) in (Fault.CONFLICT, Fault.LOST)),
+            retry=retry_if_exception(attempts.may_repeat),
             stop=stop_after_delay(self._limits.retry_seconds),
             wait=wait_random_exponential(multiplier=0.01, max=0.5),
             reraise=True,
         )
-        try:
-            for attempt in retrying:
-                with attempt:
-                    return self._transact_once(operations, fresh=attempt.retry_state.attempt_number == 1)
-        except RetryError as error:  # pragma: no cover - reraise=True raises the original
-            raise StoreUnavailableError(str(error)) from error
-        raise AssertionError("tenacity ended without an answer")
+        return retrying(self._transact_once, operations, attempts)
 
     def _ensure_ready(self) -> None:
         """Once per runner: an empty SQLite database gets its schema, any other must have the right one.
@@ -265,8 +270,9 @@ class Runner:
                     upgrade.require_schema(connection, url=self.engine.url.render_as_string(hide_password=True))
                 self._ready = True
 
-    def _transact_once(self, operations: Sequence[Operation], *, fresh: bool) -> list[Outcome]:
+    def _transact_once(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
         self._ensure_ready()
+        fresh, attempts.fresh = attempts.fresh, False
         with self._exclusive(), self.engine.connect() as connection:
             self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
             outcomes = post(
@@ -278,8 +284,8 @@ class Runner:
             )
             try:
                 connection.commit()
-            except SQLAlchemyError as error:
-                error.agentcredits_ambiguous = True  # type: ignore[attr-defined]  # a note for _answer_all
+            except SQLAlchemyError:
+                attempts.ambiguous = True
                 raise
             return outcomes
 
@@ -387,6 +393,12 @@ class Runner:
         else:
             self.engine.dispose(close=False)
         self._begin_life()
+
+
+async def in_fresh_thread(function: Callable[[], T]) -> T:
+    """Run a blocking function in a thread that belongs to no runner (it may be closing one)."""
+    with ThreadPoolExecutor(1, thread_name_prefix="agentcredits-closer") as executor:
+        return await asyncio.get_running_loop().run_in_executor(executor, function)
 
 
 #: What a forked child inherited: never used, never finalized (closing it would disturb the parent).

@@ -56,6 +56,9 @@ class Write:
     keys: tuple[str, ...] = ()
 
 
+#: How long to wait for one of our own connections when all are in use.
+POOL_TIMEOUT_SECONDS: Final = 10.0
+
 _DRIVERS: Final = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
@@ -90,6 +93,8 @@ def normalise_url(url: str | URL) -> URL:
     parsed = parsed.set(drivername=drivername)
     if drivername == "sqlite" and not is_memory(parsed):
         path = Path(str(parsed.database)).expanduser()
+        if str(parsed.database).startswith("file:"):
+            return parsed
         parsed = parsed.set(database=str(path.absolute()))
     return parsed
 
@@ -114,7 +119,8 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
                 url,
                 hide_parameters=True,
                 pool_size=pool_size,
-                max_overflow=-1,
+                max_overflow=pool_size,
+                pool_timeout=POOL_TIMEOUT_SECONDS,
                 connect_args={"timeout": min(0.05, lock_timeout_seconds)},
             )
 
@@ -133,7 +139,8 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
             url,
             hide_parameters=True,
             pool_size=pool_size,
-            max_overflow=-1,
+            max_overflow=pool_size,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
             pool_pre_ping=False,
             connect_args={"connect_timeout": max(1, round(lock_timeout_seconds))},
         )

@@ -292,11 +292,12 @@ def test_a_database_that_is_away_is_one_sentence(cli: Callable[..., Answer]) -> 
 
 @pytest.mark.parametrize("name", ["[bold]x[/nope]", ":smile:", "a\x1b[31mb"])
 def test_names_are_shown_and_not_obeyed(on: Callable[..., Answer], name: str) -> None:
-    """Markup, emoji names and escape sequences in an organization's id reach the screen as text."""
+    """Markup, emoji names and escape sequences in ids and notes reach the screen as text, in sentences and tables."""
     on("grant", name, 1)
-    shown = on("balance", name).out
-    assert "\x1b" not in shown
-    assert name.replace("\x1b", "\\x1b") in shown
+    on("costs", "set", "A", "b", 1, "--source", name)
+    for shown in (on("balance", name).out, on("costs", "list").out):
+        assert "\x1b" not in shown
+        assert name.replace("\x1b", "\\x1b") in shown
 
 
 COMMANDS = ("demo", "db upgrade", "db current", "db check", "db sql", "grant", "balance", "costs list", "costs set",

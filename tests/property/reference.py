@@ -9,6 +9,7 @@ grants and holds each time, and everything due is looked for by scanning. What i
   stays booked when the call is refused;
 * a hold remembers what it took from each grant: a commit uses that in burn-down order, the rest goes back newest
   first; what goes back to a grant that has ended is breakage (an EXPIRE row), not balance;
+* an explicit commit of an expired hold is refused; its handle settles it late, once, from what is available;
 * a refund goes to the grants that paid, newest allocation first, and never exceeds the charge;
 * a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
   of a released or expired hold may be used for a new hold.
@@ -103,6 +104,11 @@ class Hold:
     def open(self) -> bool:
         return self.state in ("active", "unknown")
 
+    @property
+    def charged_once(self) -> bool:
+        """Committed, or settled late by its handle; the latter stays expired, both facts are kept."""
+        return self.requested is not None
+
 
 @dataclass
 class Answer:
@@ -180,9 +186,7 @@ class Account:
     def book_due(self, clock: datetime) -> datetime:
         """Book everything due; returns the account's now, which never runs backwards."""
         now = max(clock, self.last_posted_at)
-        booked = False
         while due := [time for time in self.due_times() if time <= now]:
-            booked = True
             instant = min(due)
             for hold in self.holds:
                 if hold.open and hold.expires_at == instant:
@@ -191,13 +195,12 @@ class Account:
             for grant in self.grants:
                 if grant.status == "scheduled" and grant.effective_at == instant:
                     grant.status = "active"
-            for grant in sorted(self.grants, key=Grant.burn_key):
+            for grant in self.grants:
                 if grant.status == "active" and grant.expires_at == instant:
                     grant.status = "expired"
                     if grant.remaining:
                         self.breakage(grant, grant.remaining)
-        if booked:
-            self.last_posted_at = now
+        self.last_posted_at = now
         return now
 
 
@@ -212,6 +215,17 @@ def take(takes: Takes, amount: int) -> Takes:
     return taken
 
 
+def merge(takes: Takes) -> Takes:
+    """Neighbouring parts of one grant as one."""
+    merged: Takes = []
+    for grant, part in takes:
+        if merged and merged[-1][0] is grant:
+            merged[-1] = (grant, merged[-1][1] + part)
+        else:
+            merged.append((grant, part))
+    return merged
+
+
 def sum_of(takes: Takes) -> int:
     return sum(amount for _, amount in takes)
 
@@ -223,10 +237,10 @@ class Ledger:
         self._clock = now
         self.accounts: dict[str, Account] = {}
 
-    def _open(self, organization_id: str, code: str) -> tuple[Account, datetime]:
+    def _open(self, organization_id: str) -> tuple[Account, datetime]:
         account = self.accounts.get(organization_id)
         if account is None:
-            raise Refused(code)
+            raise Refused("account_not_found")
         return account, account.book_due(self._clock())
 
     def view(self, organization_id: str) -> Account:
@@ -246,19 +260,11 @@ class Ledger:
         if stored[0] != payload:
             raise Refused("idempotency_mismatch")
         record = stored[1]
-        if isinstance(record, Hold) and record.state in ("released", "expired"):
+        if isinstance(record, Hold) and not record.open and not record.charged_once:
             return None
         return Answer(record, replayed=True)
 
     # -- operations ----------------------------------------------------------------------------------------------
-
-    def call(self, name: str, arguments: dict[str, Any]) -> Answer:
-        """Make a call; an account's time moves on when something was booked, and never back."""
-        answer: Answer = getattr(self, name)(**arguments)
-        if answer.record is not None and not answer.replayed:
-            account = self.accounts[arguments["organization_id"]]
-            account.last_posted_at = max(account.last_posted_at, self._clock())
-        return answer
 
     def create_account(self, organization_id: str) -> Answer:
         account = self.accounts.setdefault(organization_id, Account(self._clock()))
@@ -278,7 +284,7 @@ class Ledger:
         idempotency_key: str,
     ) -> Answer:
         self.create_account(organization_id)
-        account, now = self._open(organization_id, "account_not_found")
+        account, now = self._open(organization_id)
         payload = (amount, category, priority, effective_at, expires_at, source)
         if (replay := self._replay(account, "grant", idempotency_key, payload)) is not None:
             return replay
@@ -292,7 +298,7 @@ class Ledger:
         return Answer(grant)
 
     def void_grant(self, organization_id: str, grant_id: str) -> Answer:
-        account, _ = self._open(organization_id, "grant_not_found")
+        account, _ = self._open(organization_id)
         grant = next((one for one in account.grants if one.id == grant_id), None)
         if grant is None:
             raise Refused("grant_not_found")
@@ -307,7 +313,7 @@ class Ledger:
     def consume_credits(
         self, organization_id: str, amount: int, *, overage: str, scopes: tuple[Any, ...], idempotency_key: str
     ) -> Answer:
-        account, _ = self._open(organization_id, "account_not_found")
+        account, _ = self._open(organization_id)
         payload = (amount, overage, scopes)
         if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
             return replay
@@ -330,7 +336,7 @@ class Ledger:
     def reserve_credits(
         self, organization_id: str, amount: int, *, ttl: timedelta, scopes: tuple[Any, ...], idempotency_key: str
     ) -> Answer:
-        account, now = self._open(organization_id, "account_not_found")
+        account, now = self._open(organization_id)
         payload = (amount, scopes)
         if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
             return replay
@@ -345,7 +351,10 @@ class Ledger:
         return Answer(hold)
 
     def _hold(self, organization_id: str, reservation_id: str) -> tuple[Account, Hold, datetime]:
-        account, now = self._open(organization_id, "reservation_not_found")
+        account = self.accounts.get(organization_id)
+        if account is None:
+            raise Refused("reservation_not_found")
+        now = account.book_due(self._clock())
         hold = next((one for one in account.holds if one.id == reservation_id), None)
         if hold is None:
             raise Refused("reservation_not_found")
@@ -356,7 +365,7 @@ class Ledger:
     ) -> Answer:
         account, hold, _ = self._hold(organization_id, reservation_id)
         wanted = hold.amount if amount is None else amount
-        if hold.state == "committed" or (hold.state == "expired" and hold.row is not None):
+        if hold.charged_once:
             if hold.requested == wanted:
                 return Answer(hold, replayed=True)
             raise Refused("reservation_already_settled")
@@ -376,19 +385,20 @@ class Ledger:
         extra = take(account.usable(), wanted - sum_of(used))
         for grant, part in used:
             grant.held -= part
-        hold.state = "committed"
+        if not hold.late:
+            hold.state = "committed"
         hold.requested = wanted
         if wanted:
-            hold.row = self._debit(account, used + extra, wanted, hold, hold.late)
+            hold.row = self._debit(account, merge(used + extra), wanted, hold, hold.late)
             hold.charged = -hold.row.amount
             hold.uncollected = hold.row.uncollected
         account.give_back(hold, subtract(held, wanted))
 
     def release_reservation(self, organization_id: str, reservation_id: str) -> Answer:
         account, hold, _ = self._hold(organization_id, reservation_id)
-        if hold.state == "committed":
+        if hold.charged_once:
             raise Refused("reservation_already_settled")
-        if hold.state in ("released", "expired"):
+        if not hold.open:
             return Answer(hold, replayed=True)
         hold.state = "released"
         account.give_back(hold, hold.takes)
@@ -396,7 +406,7 @@ class Ledger:
 
     @staticmethod
     def _refuse_settled(hold: Hold) -> None:
-        if hold.state in ("committed", "released"):
+        if hold.charged_once or hold.state == "released":
             raise Refused("reservation_already_settled")
         if hold.state == "expired":
             raise Refused("reservation_expired")
@@ -421,7 +431,7 @@ class Ledger:
     def refund_credits(
         self, organization_id: str, transaction_id: str, amount: int | None, *, idempotency_key: str
     ) -> Answer:
-        account, _ = self._open(organization_id, "transaction_not_found")
+        account, _ = self._open(organization_id)
         payload = (transaction_id, amount)
         if (replay := self._replay(account, "refund", idempotency_key, payload)) is not None:
             return replay
@@ -445,7 +455,7 @@ class Ledger:
         return Answer(row)
 
     def sweep(self, organization_id: str) -> Answer:
-        self._open(organization_id, "account_not_found")
+        self._open(organization_id)
         return Answer(None)
 
 

@@ -249,7 +249,7 @@ async def test_bound_coroutine_functions_stay_coroutine_functions() -> None:
 def test_binding_nothing_is_an_error_at_once() -> None:
     """The mistake shows where it was made, not later in a thread."""
     with pytest.raises(MissingContextError, match="bind"):
-        bind(active)
+        contextvars.Context().run(bind, active)
 
 
 def test_generator_functions_are_refused() -> None:
