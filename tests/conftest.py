@@ -7,14 +7,18 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import Connection, create_engine, insert, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from agentcredits import CreditService, SyncCreditService
 from agentcredits.store import upgrade
 from agentcredits.store.dialects import make_engine, normalise_url
+from agentcredits.store.tables import agent_action_costs, metadata
 from agentcredits.testing import FakeClock
 
 
@@ -29,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def proof(pytestconfig: pytest.Config) -> str:
-    """ "short" (the suite) or "long" (`make proof`)."""
+    """Either "short" (the suite) or "long" (`make proof`)."""
     return str(pytestconfig.getoption("--proof"))
 
 
@@ -67,12 +71,81 @@ def pg_server_url() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Reused:
+    """One migrated PostgreSQL database that tests use in turn: making one takes half a second, emptying it a moment.
+
+    A test that changed the schema costs the next one a new database.
+    """
+
+    def __init__(self, server_url: str) -> None:
+        self._server_url = server_url
+        self._name: str | None = None
+        self._shape: object = None
+        self._costs: list[dict[str, Any]] = []
+
+    def url(self) -> str:
+        if self._name is None:
+            self._name = f"test_{uuid.uuid4().hex}"
+            _on_server(self._server_url, f"CREATE DATABASE {self._name}")
+            _migrate(_pg_url(self._server_url, self._name))
+            with self._connect() as connection:
+                self._shape = self._read_shape(connection)
+                self._costs = [dict(row) for row in connection.execute(select(agent_action_costs)).mappings()]
+        return _pg_url(self._server_url, self._name)
+
+    def clean(self) -> None:
+        try:
+            self._empty()
+        except SQLAlchemyError:
+            self.drop()
+
+    def _empty(self) -> None:
+        with self._connect() as connection:
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            reusable = self._read_shape(connection) == self._shape
+            if reusable:
+                # The role of a replica does not fire the triggers that keep the ledger append-only.
+                connection.exec_driver_sql("SET session_replication_role = replica")
+                connection.exec_driver_sql(f"TRUNCATE {', '.join(metadata.tables)}")
+                connection.execute(insert(agent_action_costs), self._costs)
+        if not reusable:
+            self.drop()
+
+    def drop(self) -> None:
+        if self._name is not None:
+            _on_server(self._server_url, f"DROP DATABASE {self._name} WITH (FORCE)")
+            self._name = None
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        engine = create_engine(_pg_url(self._server_url, str(self._name)), isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+
+    @staticmethod
+    def _read_shape(connection: Connection) -> object:
+        return connection.exec_driver_sql(
+            "SELECT (SELECT array_agg(tgname::text || tgenabled::text ORDER BY tgname) FROM pg_trigger),"
+            " (SELECT array_agg(conname::text ORDER BY conname, oid) FROM pg_constraint),"
+            " (SELECT array_agg(relname::text ORDER BY relname) FROM pg_class"
+            "  WHERE relnamespace = 'public'::regnamespace),"
+            " (SELECT array_agg(attname::text || atttypid ORDER BY attrelid, attnum) FROM pg_attribute"
+            "  JOIN pg_class ON pg_class.oid = attrelid WHERE relnamespace = 'public'::regnamespace),"
+            " (SELECT array_agg(version_num::text) FROM agentcredits_alembic_version)"
+        ).one()
+
+
 @pytest.fixture(scope="session")
-def _pg_template(pg_server_url: str) -> str:
-    name = f"template_{uuid.uuid4().hex[:12]}"
-    _on_server(pg_server_url, f"CREATE DATABASE {name}")
-    _migrate(_pg_url(pg_server_url, name))
-    return name
+def _reused_postgresql(pg_server_url: str) -> Iterator[_Reused]:
+    reused = _Reused(pg_server_url)
+    yield reused
+    reused.drop()
 
 
 @pytest.fixture(scope="session")
@@ -115,12 +188,10 @@ def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(pg_server_url: str, _pg_template: str) -> Iterator[str]:
-    """A fresh migrated PostgreSQL database, dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex}"
-    _on_server(pg_server_url, f"CREATE DATABASE {name} TEMPLATE {_pg_template} STRATEGY file_copy")
-    yield _pg_url(pg_server_url, name)
-    _on_server(pg_server_url, f"DROP DATABASE {name} WITH (FORCE)")
+def postgresql_url(_reused_postgresql: _Reused) -> Iterator[str]:
+    """An empty migrated PostgreSQL database with the default prices."""
+    yield _reused_postgresql.url()
+    _reused_postgresql.clean()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

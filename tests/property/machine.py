@@ -397,6 +397,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def settle_by_handle(self, number: int, change: int | None) -> None:
         """A handle settles with CAP, and late when its hold has expired."""
         organization_id, reservation_id = self.pick(lambda account: account.holds, number)
+        if reservation_id not in self.handles:
+            return
         held = self.held(organization_id, reservation_id)
         amount = None if change is None else max(0, held + change)
         arguments = {"organization_id": organization_id, "reservation_id": reservation_id, "amount": amount}
