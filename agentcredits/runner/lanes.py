@@ -12,6 +12,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from agentcredits.rules.state import HoldState
 from agentcredits.runner.pending import Answer, AsyncPending, Pending, resolve
 
 logger = logging.getLogger("agentcredits")
+
+#: How long a process that writes without end leaves a SQLite file to others between two transactions.
+PAUSE_SECONDS = 0.0002
 
 PostBatch = Callable[[Sequence[Operation]], list[Answer]]
 """Books a batch in one transaction with retries; never raises."""
@@ -127,6 +131,9 @@ class Lanes:
                 with self._lock:
                     batch = [lane.waiting.popleft() for _ in range(min(len(lane.waiting), self._batch_size))]
                 self._post(batch)
+                if self._shared and lane.waiting:
+                    # The file has one writer at a time: leave a gap that another process can find.
+                    time.sleep(PAUSE_SECONDS)
                 with self._lock:
                     self._drain()
                     lane.busy = False

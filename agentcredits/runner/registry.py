@@ -166,6 +166,18 @@ def _close_all() -> None:
             runner.close()
 
 
+def _before_fork() -> None:
+    _lock.acquire()
+    for runner in _runners.values():
+        runner.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for runner in _runners.values():
+        runner.after_fork_in_parent()
+    _lock.release()
+
+
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
@@ -175,4 +187,4 @@ def _after_fork_in_child() -> None:
 
 atexit.register(_close_all)
 with contextlib.suppress(AttributeError):  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -28,6 +28,7 @@ from agentcredits.clock import Clock
 from agentcredits.errors import CreditsError, StoreUnavailableError
 from agentcredits.rules.operations import Commit, Extend, KeyedOperation, Operation, Release
 from agentcredits.rules.posting import Outcome
+from agentcredits.runner.gate import Gate
 from agentcredits.runner.keeper import Keeper
 from agentcredits.runner.lanes import Lanes, release_of
 from agentcredits.runner.pending import Answer, AsyncPending, Pending
@@ -107,6 +108,7 @@ class Runner:
 
     def _begin_life(self) -> None:
         self.pid = os.getpid()
+        self._gate = Gate()
         self._readers: ThreadPoolExecutor | None = None
         self._readers_lock = threading.RLock()
         self._background: dict[int, Pending] = {}
@@ -260,7 +262,7 @@ class Runner:
         """
         if self._ready:
             return
-        with self._ready_lock, self._exclusive():
+        with self._gate, self._ready_lock, self._exclusive():
             if not self._ready:
                 with self.engine.connect() as connection:
                     empty = self.dialect.name == "sqlite" and upgrade.is_empty(connection)
@@ -273,7 +275,7 @@ class Runner:
     def _transact_once(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
         self._ensure_ready()
         fresh, attempts.fresh = attempts.fresh, False
-        with self._exclusive(), self.engine.connect() as connection:
+        with self._gate, self._exclusive(), self.engine.connect() as connection:
             self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
             outcomes = post(
                 connection,
@@ -303,7 +305,7 @@ class Runner:
                 pending.lock.release()
         try:
             self._ensure_ready()
-            with self._exclusive(), self.engine.connect() as connection:
+            with self._gate, self._exclusive(), self.engine.connect() as connection:
                 return function(connection)
         except SQLAlchemyError as error:
             raise translate(error) from error
@@ -338,7 +340,7 @@ class Runner:
         """A write transaction of one's own for what is no ledger operation (prices, schema)."""
         try:
             self._ensure_ready()
-            with self._exclusive(), self.engine.connect() as connection:
+            with self._gate, self._exclusive(), self.engine.connect() as connection:
                 self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
                 yield connection
                 connection.commit()
@@ -383,6 +385,16 @@ class Runner:
             self._readers = None
         if self._owns_engine:
             self.engine.dispose()
+
+    def before_fork(self) -> None:
+        """Wait until no connection is in use; close SQLite's, which a child must not inherit."""
+        self._gate.close()
+        if self.dialect.name == "sqlite" and self._one_connection is None:
+            self.engine.dispose()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._gate.open()
 
     def after_fork_in_child(self) -> None:
         """Start anew: the parent's queue, threads and connections stay the parent's."""

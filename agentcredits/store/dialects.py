@@ -37,7 +37,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
 from agentcredits.clock import host_now
@@ -121,7 +121,7 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
                 pool_size=pool_size,
                 max_overflow=pool_size,
                 pool_timeout=POOL_TIMEOUT_SECONDS,
-                connect_args={"timeout": min(0.05, lock_timeout_seconds)},
+                connect_args={"timeout": lock_timeout_seconds},
             )
 
         @event.listens_for(engine, "connect")
@@ -227,21 +227,34 @@ class SQLiteDialect(StoreDialect):
     mixes_accounts = True
 
     def begin_write(self, connection: Connection, timeout_seconds: float) -> None:
-        """BEGIN IMMEDIATE, tried again with small random pauses: SQLite's own waiting is unfair under load."""
+        """BEGIN IMMEDIATE, tried again at short random intervals.
+
+        SQLite's own waiting sleeps longer and longer, so that a process which writes without a pause starves all
+        others; a short look finds the gap between two of its transactions.
+        """
         raw: Any = connection.connection.dbapi_connection
         if raw.in_transaction:
             # An engine of the user's may begin (deferred) by itself; nothing has happened in it yet.
             raw.rollback()
+        cursor = raw.cursor()
+        (own_waiting_ms,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        cursor.execute("PRAGMA busy_timeout = 0")
         deadline = time.monotonic() + timeout_seconds
-        while True:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            except OperationalError as error:
-                if "locked" not in str(error.orig) or time.monotonic() >= deadline:
-                    raise
-                time.sleep(random.uniform(0.0005, 0.01))
-            else:
-                return
+        try:
+            while time.monotonic() < deadline:
+                try:
+                    cursor.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error):
+                        break
+                    time.sleep(random.uniform(0.00005, 0.0006))
+                else:
+                    return
+            # Once more through SQLAlchemy, so that the error comes out as every other one does.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {own_waiting_ms}")
+            cursor.close()
 
     def begin_read(self, connection: Connection) -> None:
         """A deferred transaction: the first SELECT fixes what all of them see."""

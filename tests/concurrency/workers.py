@@ -6,6 +6,7 @@ Each prints JSON lines; :func:`start` and :func:`finish` are the tests' side.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import json
 import os
@@ -41,14 +42,22 @@ def start(name: str, **arguments: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def _kill_with_children(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """End the worker and what it forked; gives what they said."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate(timeout=30)
 
 
 def next_line(process: subprocess.Popen[str]) -> Any:
     """Wait for the worker's next line."""
     line = cast(IO[str], process.stdout).readline()
     if not line:
-        _, errors = process.communicate(timeout=10)
+        _, errors = _kill_with_children(process)
         raise AssertionError(f"the worker ended without an answer:\n{errors}")
     return json.loads(line)
 
@@ -58,15 +67,14 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> Any:
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
+        _, errors = _kill_with_children(process)
         raise AssertionError(f"the worker hung:\n{errors}") from None
     assert process.returncode == 0, errors
     return json.loads(output.splitlines()[-1])
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9."""
+    """``kill -9``."""
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
 
@@ -203,7 +211,7 @@ def _child(work: Any) -> int:
     if pid:
         return pid
     try:
-        faulthandler.dump_traceback_later(40, exit=True)
+        signal.alarm(40)  # ends a child that hangs; faulthandler's watchdog does not survive a fork
         work()
     except BaseException as error:
         sys.stderr.write(f"the child failed: {error!r}\n")

@@ -10,7 +10,7 @@ import gc
 import inspect
 import pickle
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
@@ -103,14 +103,19 @@ def test_scopes_are_the_ids_below_the_organization() -> None:
 # -- use_context -----------------------------------------------------------------------------------------------------
 
 
+def fail_inside(context: RequestContext) -> None:
+    with use_context(context):
+        assert active() == context.organization_id
+        raise ZeroDivisionError
+
+
 def test_blocks_nest_and_end_in_any_way() -> None:
     """The innermost block wins; after an exception the outer one is back."""
     assert active() is None
     with use_context(A) as given:
         assert given is A
-        with pytest.raises(ZeroDivisionError), use_context(B):
-            assert active() == "b"
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            fail_inside(B)
         assert active() == "a"
     assert active() is None
 
@@ -168,7 +173,7 @@ async def test_coroutines_use_the_same_block() -> None:
 def test_a_block_that_ends_in_another_context_changes_nothing_there() -> None:
     """A suspended generator that is closed elsewhere neither fails nor touches what is active there."""
 
-    def inside() -> Iterator[None]:
+    def inside() -> Generator[None, None, None]:
         with use_context(A):
             yield
 
@@ -268,7 +273,7 @@ def test_generator_functions_are_refused() -> None:
 
 
 def test_other_context_variables_stay_the_threads_own() -> None:
-    """bind carries who pays, not the caller's tracing or locale."""
+    """What bind carries is who pays, not the caller's tracing or locale."""
     other = contextvars.ContextVar("other", default="unset")
     other.set("caller")
     with use_context(A):
@@ -304,7 +309,7 @@ def test_a_dropped_coroutine_leaves_the_collecting_thread_alone() -> None:
     """The garbage collector may close a bound coroutine in any context: that context keeps its own."""
 
     class Forever:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             yield
 
     async def work() -> None:
@@ -323,9 +328,7 @@ def test_a_dropped_coroutine_leaves_the_collecting_thread_alone() -> None:
 
 
 def _execution(organization_id: str, parent: Execution | None = None, *, charged: bool = True) -> Execution:
-    return Execution(
-        organization_id=organization_id, agent_type="Agent", action="work", charged=charged, parent=parent
-    )
+    return Execution(organization_id=organization_id, agent_type="Agent", action="work", charged=charged, parent=parent)
 
 
 def test_closed_marks_are_unlinked() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from agentcredits import _call
 from agentcredits import (
     AccountNotFoundError,
     AgentCreditsWarning,
@@ -25,6 +24,7 @@ from agentcredits import (
     RequestContext,
     SyncCreditService,
     UnpricedActionError,
+    _call,
     consume_credits,
     current_context,
     track_agent_usage,
@@ -48,7 +48,7 @@ def untouched(service: SyncCreditService) -> bool:
     return service.list_reservations("acme") == () and service.get_balance("acme").available == 10
 
 
-def runs(charge: Any, ran: list[Any]) -> dict[str, Callable[..., Any]]:
+def runs(charge: Callable[..., Any], ran: list[Any]) -> dict[str, Callable[..., Any]]:
     """A function of each colour that takes a prompt; generators give the list of their items."""
 
     @charge
@@ -127,7 +127,10 @@ def test_a_function_of_the_plan_makes_the_result(service: SyncCreditService, col
         await asyncio.sleep(0)
         return fallback(plan)
 
-    chosen: Any = fallback if colour in ("function", "generator") else lambda plan: later(plan)
+    def returns_an_awaitable(plan: DryRunResult) -> Awaitable[str]:
+        return later(plan)
+
+    chosen: Any = fallback if colour in ("function", "generator") else returns_an_awaitable
     charge = consume_credits("Agent", "video", service=service, on_exhausted=chosen)
     with use_context(ACME):
         assert runs(charge, ran)[colour]("a cat") == ["instead of a cat"]
@@ -218,7 +221,7 @@ def test_a_dry_context_returns_the_plan_of_actions_that_declare_one(service: Syn
 def test_a_dry_context_refuses_all_other_actions_before_their_body(service: SyncCreditService, colour: str) -> None:
     """A caller that expects a plan must not get real work."""
     ran: list[Any] = []
-    with use_context(DRY), pytest.raises(DryRunNotSupportedError, match="Agent.cheap"):
+    with use_context(DRY), pytest.raises(DryRunNotSupportedError, match=r"Agent\.cheap"):
         runs(consume_credits("Agent", "cheap", service=service), ran)[colour]("x")
     assert ran == []
     assert untouched(service)

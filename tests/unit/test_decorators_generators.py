@@ -7,7 +7,6 @@ import gc
 import threading
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ def _acme(service: SyncCreditService) -> None:
     service.set_cost("Agent", "work", 10)
 
 
-def state(service: SyncCreditService) -> tuple[list[ReservationState], Decimal]:
+def state(service: SyncCreditService) -> tuple[list[ReservationState], object]:
     """The holds and what is available, everything in the background booked."""
     assert service.flush()
     return [hold.state for hold in service.list_reservations("acme")], service.get_balance("acme").available
@@ -158,8 +157,7 @@ def test_closing_early_is_charged_by_policy(
     @consume_credits("Agent", "work", service=service, on_close=policy, actual=lambda items: items)
     def work() -> Iterator[int]:
         try:
-            for number in range(100):
-                yield number
+            yield from range(100)
         finally:
             cleaned.append(organization())
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from agentcredits import _call
 from agentcredits import (
     BaseCrew,
     InsufficientCreditsError,
     RequestContext,
     SyncCreditService,
+    _call,
     bind,
     consume_credits,
     track_agent_usage,

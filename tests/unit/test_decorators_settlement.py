@@ -9,7 +9,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -68,6 +68,12 @@ def store_away(service: SyncCreditService) -> Iterator[None]:
         connection.close()
 
 
+def drain(items: Iterator[str]) -> str:
+    """The first item of an iterator that is run to its end."""
+    first, *_ = items
+    return first
+
+
 def impatient(url: str, **settings: Any) -> SyncCreditService:
     return SyncCreditService(url, settings=load_settings(lock_timeout_seconds=0.1, retry_seconds=0.1, **settings))
 
@@ -122,12 +128,13 @@ def test_a_store_that_is_away_at_the_end_costs_the_caller_nothing(patient_and_im
         yield "result"
 
     async def collect() -> str:
-        return [item async for item in async_generator()][0]
+        first, *_ = [item async for item in async_generator()]
+        return first
 
     runs: dict[str, Any] = {
         "function": function,
         "coroutine": lambda: asyncio.run(coroutine()),
-        "generator": lambda: list(generator())[0],
+        "generator": lambda: drain(generator()),
         "async generator": lambda: asyncio.run(collect()),
     }
     try:
@@ -198,8 +205,10 @@ def test_a_service_that_was_closed_under_the_body(sqlite_url: str, caplog: pytes
     """Success: the result, and the problem in the log. Failure: the body's exception, the problem noted on it."""
     with SyncCreditService(sqlite_url) as keeper:
         keeper.grant_credits("acme", 1_000)
-        first, second, third = SyncCreditService(sqlite_url), SyncCreditService(sqlite_url), SyncCreditService(
-            sqlite_url, settings=load_settings(on_settlement_failure="raise")
+        first, second, third = (
+            SyncCreditService(sqlite_url),
+            SyncCreditService(sqlite_url),
+            SyncCreditService(sqlite_url, settings=load_settings(on_settlement_failure="raise")),
         )
 
         @consume_credits("Agent", "work", service=first, estimate=1)
@@ -298,7 +307,7 @@ def test_a_coroutine_that_nobody_drives_any_more_gives_back(service: SyncCreditS
     """Closed by hand or by the garbage collector: it cannot wait, so the release is queued."""
 
     class Pause:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             yield
 
     @consume_credits("Agent", "work", service=service)
