@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -72,6 +73,7 @@ def overage(value: str | Overage | None, default: Overage) -> Overage:
     return default if value is None else choice(Overage, value, name="overage")
 
 
+T = TypeVar("T")
 C = TypeVar("C", GrantCategory, Overage, ReservationState, TransactionType)
 
 
@@ -91,6 +93,19 @@ def whole_number(value: object, *, name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidInputError(f"{name} must be a whole number from {low:,} to {high:,}.", context={"parameter": name})
     return value
+
+
+def items(values: object, kind: type[T], *, name: str) -> tuple[T, ...]:
+    """The members of a sequence that all are of one kind."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"{name} must be a sequence of {kind.__name__}.", context={"parameter": name})
+    found = tuple(values)
+    for value in found:
+        if not isinstance(value, kind):
+            raise InvalidInputError(
+                f"{name} must hold {kind.__name__}, not {type(value).__name__}.", context={"parameter": name}
+            )
+    return found
 
 
 def page_size(limit: object) -> int:

@@ -126,13 +126,13 @@ class Hold:
         """
         if self._inert:
             return None
-        return (yield from self._settle(self._commit_operation(amount_micros, metadata), strict=False))
+        return (yield from self._settle(self._commit_operation(amount_micros, metadata, automatic=True), strict=False))
 
     def give_back(self, reason: str | None) -> Steps[ReservationRecord | None]:
         """Release the hold after the work failed; never raises for a store that is away."""
         if self._inert:
             return None
-        return (yield from self._settle(self._release_operation(reason), strict=False))
+        return (yield from self._settle(self._release_operation(reason, automatic=True), strict=False))
 
     def settle_in_background(
         self, amount_micros: int | None = None, *, metadata: Mapping[str, Any] | None = None
@@ -140,15 +140,17 @@ class Hold:
         """Charge the hold without waiting; safe in finalizers."""
         if not self._inert:
             self._settled = True
-            self._core.runner.settle_in_background(self._commit_operation(amount_micros, metadata))
+            self._core.runner.settle_in_background(self._commit_operation(amount_micros, metadata, automatic=True))
 
     def give_back_in_background(self, reason: str | None) -> None:
         """Release the hold without waiting; safe in finalizers."""
         if not self._inert:
             self._settled = True
-            self._core.runner.settle_in_background(self._release_operation(reason))
+            self._core.runner.settle_in_background(self._release_operation(reason, automatic=True))
 
-    def _commit_operation(self, amount_micros: int | None, metadata: Mapping[str, Any] | None) -> Commit:
+    def _commit_operation(
+        self, amount_micros: int | None, metadata: Mapping[str, Any] | None, *, automatic: bool = False
+    ) -> Commit:
         return Commit(
             organization_id=self.organization_id,
             reservation_id=self.id,
@@ -156,13 +158,15 @@ class Hold:
             amount_micros=amount_micros,
             overage=Overage.CAP,
             late=True,
+            automatic=automatic,
             metadata_json=encode_json(metadata, name="metadata"),
         )
 
-    def _release_operation(self, reason: str | None) -> Release:
+    def _release_operation(self, reason: str | None, *, automatic: bool = False) -> Release:
         return Release(
             organization_id=self.organization_id,
             reservation_id=self.id,
+            automatic=automatic,
             reason=None if reason is None else reason.replace("\x00", "").encode(errors="replace").decode()[:500],
         )
 
@@ -179,7 +183,8 @@ class Hold:
             retrying = False
         if problem is None:
             self.record = self._core.reservation_record(self.organization_id, outcome)
-            self._core.tell_settled(self.record)
+            if not outcome.replayed:
+                self._core.tell_settled(self.record)
             return self.record
         if strict and not retrying:
             raise problem

@@ -295,7 +295,10 @@ class Charges(Prices):
     ) -> Steps[tuple[ReservationRecord, ...]]:
         """Reservations, newest first."""
         owner = scope_id(organization_id, name="organization_id")
-        wanted = tuple(arguments.choice(ReservationState, state, name="state") for state in states)
+        wanted = tuple(
+            arguments.choice(ReservationState, state, name="state")
+            for state in arguments.items(states, str, name="states")
+        )
         size = arguments.page_size(limit)
         found: tuple[ReservationRecord, ...] = yield Read(
             lambda connection: queries.list_reservations(connection, owner, self.clock, states=wanted, limit=size),

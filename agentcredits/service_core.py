@@ -178,6 +178,9 @@ class ServiceCore(Charges):
         before = (
             None if cursor is None else arguments.whole_number(cursor, name="cursor", low=0, high=MAX_AMOUNT_MICROS)
         )
+        for name, value in (("agent_type", agent_type), ("action", action)):
+            if value is not None:
+                check_text(value, name=name)
         kind = None if type is None else arguments.choice(TransactionType, type, name="type")
         size = arguments.page_size(limit)
         page: Page[Transaction] = yield Read(
@@ -192,7 +195,7 @@ class ServiceCore(Charges):
         """Price a whole plan before the start."""
         owner = scope_id(organization_id, name="organization_id")
         lines = []
-        for planned in actions:
+        for planned in arguments.items(actions, PlannedAction, name="actions"):
             price = yield from self.price(
                 organization_id=owner,
                 agent_type=planned.agent_type,

@@ -108,7 +108,7 @@ class Doors:
         runner = self.runner
         match effect:
             case Post(operation):
-                session.refuse_if_locked(self.lease.url, runner, operation.organization_id)
+                session.refuse_if_locked(self.lease.url, operation.organization_id)
                 return runner.post(operation)
             case Settle(operation):
                 return runner.settle(operation)
@@ -122,7 +122,7 @@ class Doors:
         runner = self.runner
         match effect:
             case Post(operation):
-                session.refuse_if_locked(self.lease.url, runner, operation.organization_id)
+                session.refuse_if_locked(self.lease.url, operation.organization_id)
                 return await runner.apost(operation)
             case Settle(operation):
                 return await runner.asettle(operation)

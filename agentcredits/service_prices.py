@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from agentcredits import session
 from agentcredits.amounts import Amount, from_micros, to_micros
 from agentcredits.clock import as_utc
 from agentcredits.errors import (
@@ -52,15 +53,19 @@ class Prices(Doors):
         )
 
     def _cost_row(self, organization_id: str, agent_type: str, action: str) -> Steps[CostRow | None]:
-        place = (organization_id, agent_type, action)
+        place = (
+            organization_id,
+            check_text(agent_type, name="agent_type"),
+            check_text(action, name="action"),
+        )
         known = self._prices.get(place, self.clock)
         if known is None:
-            for name, value in zip(("agent_type", "action"), place[1:], strict=True):
-                check_text(value, name=name)
             started = time.monotonic()
             known = yield Read(lambda connection: prices.read_candidates(connection, *place, self.clock))
             rows, now = known
-            self._prices.put(place, rows, now, started)
+            if not session.is_charging():
+                # What the caller's open transaction sees may never be committed.
+                self._prices.put(place, rows, now, started)
         rows, now = known
         return price_rules.choose(rows, now)
 

@@ -116,6 +116,7 @@ class Commit(Operation):
         transaction_id: Id for the DEBIT row, made before posting.
         late: A handle's settlement: also after the hold expired, once, with CAP.
         grace: How long after its expiry an explicit commit may still settle a hold.
+        automatic: The end of a block: what was settled inside it, or awaits a verdict, is left alone.
     """
 
     reservation_id: str
@@ -124,15 +125,17 @@ class Commit(Operation):
     overage: Overage = Overage.REJECT
     late: bool = False
     grace: timedelta = timedelta(0)
+    automatic: bool = False
     metadata_json: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Operation):
-    """Give a hold back."""
+    """Give a hold back; ``automatic`` as in :class:`Commit`."""
 
     reservation_id: str
     reason: str | None = None
+    automatic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,6 +280,8 @@ def _reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
 def _commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
     hold = _known_hold(ledger, operation.reservation_id)
     requested = hold.amount_micros if operation.amount_micros is None else operation.amount_micros
+    if operation.automatic and _is_left_alone(hold):
+        return Outcome(hold, replayed=True)
     if _is_charged(hold):
         if hold.requested_micros == requested:
             return Outcome(hold, replayed=True)
@@ -370,6 +372,8 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
 
 def _release(ledger: Ledger, operation: ops.Release, now: datetime) -> Outcome:
     hold = _known_hold(ledger, operation.reservation_id)
+    if operation.automatic and _is_left_alone(hold):
+        return Outcome(hold, replayed=True)
     if _is_charged(hold):
         raise refusals.already_settled(hold)
     if hold.state not in OPEN_STATES:
@@ -520,6 +524,11 @@ def _living_hold(ledger: Ledger, reservation_id: str) -> HoldState:
 def _is_charged(hold: HoldState) -> bool:
     """Committed, in time or late (a late settlement leaves the state EXPIRED)."""
     return hold.requested_micros is not None
+
+
+def _is_left_alone(hold: HoldState) -> bool:
+    """What the end of a block finds settled already, or handed over to wait for the provider's verdict."""
+    return _is_charged(hold) or hold.state in (ReservationState.RELEASED, ReservationState.UNKNOWN)
 
 
 def _merge(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:

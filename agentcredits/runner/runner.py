@@ -103,6 +103,7 @@ class Runner:
         #: A database in memory has one connection for all threads.
         self._one_connection = threading.RLock() if isinstance(engine.pool, StaticPool) else None
         self._ready = False
+        self._closed = False
         self._ready_lock = threading.RLock()
         self._begin_life()
 
@@ -309,6 +310,9 @@ class Runner:
                 return function(connection)
         except SQLAlchemyError as error:
             raise translate(error) from error
+        finally:
+            if self._closed and self._owns_engine:
+                self.engine.dispose()
 
     async def aread(self, function: Callable[[Connection], T], *, organization_id: str | None = None) -> T:
         """Run a read in a private thread, the caller's contextvars copied."""
@@ -366,6 +370,7 @@ class Runner:
 
     def close(self) -> None:
         """Book what is queued and what was kept, end the threads, close the connections."""
+        self._closed = True
         self._keeper.stop(STOP_SECONDS)
         self._lanes.stop(STOP_SECONDS)
         for operation in self.unsettled:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, delete, insert, or_, select, update
 
 from agentcredits.amounts import from_micros, to_micros
 from agentcredits.clock import Clock
-from agentcredits.errors import InvalidAmountError
+from agentcredits.errors import InvalidAmountError, InvalidInputError
 from agentcredits.model import ActionCost
 from agentcredits.rules.pricing import ANY, DEFAULT_ORGANIZATION, CostRow
 from agentcredits.store.dialects import dialect_of
@@ -49,9 +49,16 @@ def set_cost(
     """Give an action a new price from ``valid_from`` (None: now) on; the row in force before is closed then.
 
     Rows that would start at the same moment are replaced; later ones stay.
+
+    Raises:
+        InvalidInputError: the price would end before it starts.
     """
     now = dialect_of(connection).now(connection) if clock is None else clock.now()
     start = now if valid_from is None else valid_from
+    if valid_until is not None and valid_until <= start:
+        raise InvalidInputError(
+            "valid_until must be later than valid_from, and than now.", context={"parameter": "valid_until"}
+        )
     mine = (
         (costs.c.organization_id == organization_id) & (costs.c.agent_type == agent_type) & (costs.c.action == action)
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 
 from agentcredits.clock import Clock
 from agentcredits.model import (
@@ -22,7 +22,7 @@ from agentcredits.model import (
 from agentcredits.rules import refusals
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
-from agentcredits.rules.state import AccountState, Ledger
+from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
 from agentcredits.store import loading, records
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, credit_transactions
@@ -133,20 +133,19 @@ def list_reservations(
 ) -> tuple[ReservationRecord, ...]:
     """Reservations in the given states as they are now, newest first."""
     table = credit_reservations
-    ledger, _, _ = _view(connection, organization_id, clock)
+    ledger, _, now = _view(connection, organization_id, clock)
     statement = select(table).where(table.c.organization_id == organization_id)
     if states:
-        # Those whose time is over still stand as open in the table: they are read too, and judged below.
-        wanted = {state.value for state in states}
+        # Those whose time is over still stand as open in the table until something is posted.
+        is_open = table.c.state.in_([state.value for state in OPEN_STATES])
+        wanted = [table.c.state.in_([state.value for state in states]) & ~(is_open & (table.c.expires_at <= now))]
         if ReservationState.EXPIRED in states:
-            wanted |= {ReservationState.ACTIVE.value, ReservationState.UNKNOWN.value}
-        statement = statement.where(table.c.state.in_(sorted(wanted)))
-    found = []
-    for row in connection.execute(statement.order_by(table.c.id.desc()).limit(limit * 2 + 10)).mappings():
-        hold = ledger.holds.get(row["id"]) or records.read_hold(row)
-        if not states or hold.state in states:
-            found.append(records.public_hold(organization_id, hold))
-    return tuple(found[:limit])
+            wanted.append(is_open & (table.c.expires_at <= now))
+        statement = statement.where(or_(*wanted))
+    rows = connection.execute(statement.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)).mappings()
+    return tuple(
+        records.public_hold(organization_id, ledger.holds.get(row["id"]) or records.read_hold(row)) for row in rows
+    )
 
 
 def get_transaction(connection: Connection, organization_id: str, transaction_id: str) -> Transaction | None:
@@ -170,8 +169,14 @@ def list_transactions(
     agent_type: str | None,
     action: str | None,
 ) -> Page[Transaction]:
-    """A page of the history, newest first, by ``seq``: no row is skipped or shown twice while others are added."""
+    """A page of the history, newest first, by ``seq``: no row is skipped or shown twice while others are added.
+
+    Raises:
+        AccountNotFoundError: the organization has no account.
+    """
     table = credit_transactions
+    if loading.load_account(connection, organization_id) is None:
+        raise refusals.account_not_found(organization_id)
     statement = loading.TRANSACTIONS.where(table.c.organization_id == organization_id)
     if cursor is not None:
         statement = statement.where(table.c.seq < cursor)

@@ -48,7 +48,23 @@ def verify(connection: Connection, organization_id: str | None) -> VerifyReport:
         transactions += checked
         problems += found
     connection.rollback()
+    problems += _strays(connection, organization_id)
     return VerifyReport(len(accounts), transactions, tuple(problems))
+
+
+def _strays(connection: Connection, organization_id: str | None) -> list[VerifyProblem]:
+    """Rows of organizations that have no account."""
+    known = select(credit_accounts.c.organization_id)
+    problems = []
+    for table in (credit_grants, credit_reservations, credit_transactions):
+        statement = select(table.c.organization_id).where(table.c.organization_id.not_in(known)).distinct()
+        if organization_id is not None:
+            statement = statement.where(table.c.organization_id == organization_id)
+        problems += [
+            VerifyProblem(place, "account", f"{table.name} has rows of organization {place}, which has no account")
+            for place in connection.execute(statement.limit(MAX_EXAMPLES)).scalars()
+        ]
+    return problems
 
 
 def _verify_account(connection: Connection, organization_id: str) -> tuple[int, list[VerifyProblem]]:

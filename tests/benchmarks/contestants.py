@@ -34,9 +34,11 @@ class Contestant(ABC):
 
     name: str
 
+    @abstractmethod
     async def start(self) -> None:
         """Connect."""
 
+    @abstractmethod
     async def stop(self) -> None:
         """Disconnect."""
 
@@ -62,7 +64,7 @@ class Coroutine(Contestant):
 MINIMAL = (
     "CREATE TABLE minimal_accounts (id TEXT PRIMARY KEY, balance BIGINT NOT NULL CHECK (balance >= 0))",
     "CREATE TABLE minimal_ledger (id {id}, account TEXT NOT NULL, amount BIGINT NOT NULL, at {time})",
-    f"INSERT INTO minimal_accounts VALUES ('{HOT}', {PLENTY})",  # noqa: S608  # constants of this file
+    f"INSERT INTO minimal_accounts VALUES ('{HOT}', {PLENTY})",  # constants of this file
 )
 GUARDED = "UPDATE minimal_accounts SET balance = balance - 1 WHERE id = 'hot' AND balance >= 1"
 PG_ROW = "INSERT INTO minimal_ledger (account, amount, at) VALUES ('hot', -1, clock_timestamp())"
@@ -280,9 +282,7 @@ class Ours(Coroutine):
         await self._service.aclose()
 
     def charge(self) -> Awaitable[Any]:
-        return self._service.consume_credits(
-            organization_id=HOT, agent_type="ContentAgent", action="generate_content"
-        )
+        return self._service.consume_credits(organization_id=HOT, agent_type="ContentAgent", action="generate_content")
 
 
 class OursPairs(Ours):

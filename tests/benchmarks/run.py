@@ -259,7 +259,8 @@ def ratios(database: str, samples: Samples) -> list[str]:
     hand = samples.rate("hand-written ORM", 128)
     floors = [samples.rates[key] for key in samples.rates if key[0].startswith("minimal transaction")]
     floor = max(statistics.median(values) for values in floors)
-    assert minimal_ms and ours_ms and many and hand
+    if minimal_ms is None or ours_ms is None or many is None or hand is None:
+        raise AssertionError("a contestant was not measured")
     rows = [
         ("one blocking caller, p50, against the minimal transaction", ratio(ours_ms, minimal_ms, 4, at_most=True)),
         ("128 coroutines, rate, against the best minimal rate", ratio(many, floor, 3, at_most=False)),
@@ -267,7 +268,9 @@ def ratios(database: str, samples: Samples) -> list[str]:
     if database == "SQLite":
         rows = [(name, "| ".join([*text.split("| ")[:1], "– ", "–"])) for name, text in rows]
     lines = [f"| {database}: {name} | {text} |" for name, text in rows]
-    lines.append(f"| {database}: 128 coroutines, rate, against the hand-written version | {many / hand:.1f} × | – | – |")
+    lines.append(
+        f"| {database}: 128 coroutines, rate, against the hand-written version | {many / hand:.1f} × | – | – |"
+    )
     return lines
 
 

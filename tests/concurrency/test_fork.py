@@ -28,7 +28,7 @@ def service(database_url: str) -> Iterator[SyncCreditService]:
 
 @pytest.mark.timeout(150)
 def test_children_of_a_busy_process_work_and_so_does_the_parent(service: SyncCreditService, database_url: str) -> None:
-    """12 forks while four threads of the parent charge: every child charges by both doors, every charge is booked once."""
+    """12 forks while four threads charge: every child charges by both doors, every charge is booked once."""
     report = workers.finish(workers.start("fork_after_use", url=database_url, organization=ACME, children=12))
     assert report["exits"] == [0] * 12
     assert service.get_balance(ACME).spent == report["charged"]

@@ -1,4 +1,4 @@
-"""Callers that are interrupted or cancelled: nobody hangs, nothing is half-booked, nothing stays held or checked out."""
+"""Callers that are interrupted or cancelled: nobody hangs, nothing is half-booked or stays held or checked out."""
 
 from __future__ import annotations
 
@@ -107,12 +107,13 @@ async def test_500_random_cancellations_leave_nothing_behind(database_url: str) 
     async with CreditService(engine) as service:
         await service.grant_credits(ACME, 10_000)
         await storm(service, tally, 500)
-        assert 100 < tally.cancelled
+        assert tally.cancelled > 100
         await service.flush()
         for hold in tally.loose:
             await service.release_reservation(hold, organization_id=ACME)
-        end = time.monotonic() + 5
-        while (await service.get_balance(ACME)).reserved and time.monotonic() < end:
+        for _ in range(250):
+            if not (await service.get_balance(ACME)).reserved:
+                break
             await asyncio.sleep(0.02)
         balance = await service.get_balance(ACME)
         assert balance.reserved == 0, "a hold is left"
@@ -133,8 +134,9 @@ async def test_500_random_cancellations_leave_nothing_behind(database_url: str) 
             assert again.replayed == (key in before)
         assert (await service.get_balance(ACME)).spent == 100 + tally.bodies_done
         assert (await service.verify(ACME)).ok
-        end = time.monotonic() + 5
-        while not idle(engine) and time.monotonic() < end:
+        for _ in range(250):
+            if idle(engine):
+                break
             await asyncio.sleep(0.02)
         assert idle(engine), "a connection leaked"
     engine.dispose()

@@ -194,13 +194,15 @@ def interrupts(url: str, organization: str, count: int, followers: int) -> None:
     stop.set()
     for thread in threads:
         thread.join(timeout=20)
-    say({
-        "calls": calls,
-        "followers": sum(charged),
-        "slowest": min(charged),
-        "hanging": sum(thread.is_alive() for thread in threads),
-        "failures": failures,
-    })
+    say(
+        {
+            "calls": calls,
+            "followers": sum(charged),
+            "slowest": min(charged),
+            "hanging": sum(thread.is_alive() for thread in threads),
+            "failures": failures,
+        }
+    )
     faulthandler.cancel_dump_traceback_later()
     os._exit(0 if not any(thread.is_alive() for thread in threads) else 1)
 
@@ -213,7 +215,7 @@ def _child(work: Any) -> int:
     try:
         signal.alarm(40)  # ends a child that hangs; faulthandler's watchdog does not survive a fork
         work()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # a child never returns into the parent's code
         sys.stderr.write(f"the child failed: {error!r}\n")
         os._exit(1)
     os._exit(0)

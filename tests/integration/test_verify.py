@@ -139,7 +139,8 @@ TAMPERED = {
     "row elsewhere": ("UPDATE credit_transactions SET seq = seq + 100 WHERE id = '{refund}'", "chain"),
     "row type": ("UPDATE credit_transactions SET type = 'adjust' WHERE id = '{charge}'", "spent"),
     "part amount": (
-        "UPDATE credit_transaction_allocations SET amount_micros = amount_micros + 1 WHERE transaction_id = '{refund}' AND position = 0",
+        "UPDATE credit_transaction_allocations SET amount_micros = amount_micros + 1 WHERE transaction_id = '{refund}'"
+        " AND position = 0",
         "allocations",
     ),
     "part lost": (
@@ -147,11 +148,13 @@ TAMPERED = {
         "allocations",
     ),
     "part of another grant": (
-        "UPDATE credit_transaction_allocations SET grant_id = '{scheduled}' WHERE transaction_id = '{refund}' AND position = 0",
+        "UPDATE credit_transaction_allocations SET grant_id = '{scheduled}' WHERE transaction_id = '{refund}'"
+        " AND position = 0",
         "grant",
     ),
     "part of no grant": (
-        "UPDATE credit_transaction_allocations SET grant_id = 'nowhere' WHERE transaction_id = '{refund}' AND position = 0",
+        "UPDATE credit_transaction_allocations SET grant_id = 'nowhere' WHERE transaction_id = '{refund}'"
+        " AND position = 0",
         "grant",
     ),
     "refund too large": ("UPDATE credit_transactions SET amount_micros = 10000001 WHERE id = '{refund}'", "refunds"),

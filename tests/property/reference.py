@@ -27,7 +27,7 @@ CATEGORY_ORDER = ("promotional", "plan", "adjustment", "paid")
 UNKNOWN_TTL = timedelta(days=7)
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818  # an answer, not an error
     """The model says no; ``code`` is the public error's code."""
 
     def __init__(self, code: str) -> None:

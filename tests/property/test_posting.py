@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,6 +30,7 @@ from agentcredits.rules.operations import (
     Release,
     Reserve,
     VoidGrant,
+    fingerprint,
 )
 from agentcredits.rules.posting import Outcome
 from agentcredits.rules.state import Row
@@ -54,9 +56,7 @@ TENANT_TABLES: tuple[Table, ...] = (
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """A writable engine on a fresh, migrated database."""
-    engine = make_engine(
-        normalise_url(database_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="NORMAL"
-    )
+    engine = make_engine(normalise_url(database_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="NORMAL")
     yield engine
     engine.dispose()
 
@@ -89,7 +89,7 @@ def plain(value: Any) -> str:
     return "" if value is None else json.dumps(dataclasses.asdict(value), default=str, sort_keys=True)
 
 
-def dump(engine: Engine, organization_id: str, *, without: Set[str] = frozenset()) -> dict[str, list[Any]]:
+def dump(engine: Engine, organization_id: str, *, without: AbstractSet[str] = frozenset()) -> dict[str, list[Any]]:
     """Everything stored about an account, with rows' own ids replaced by their seq (booked ends make new ids)."""
     books: dict[str, list[Any]] = {}
     with engine.connect() as connection:
@@ -122,13 +122,24 @@ amounts = st.sampled_from([1, CREDIT, 3 * CREDIT, 10 * CREDIT]) | st.integers(1,
 minutes = st.sampled_from([1, 5, 60, 600])
 picks = st.integers(0, 50)
 steps = st.one_of(
-    st.tuples(st.just("grant"), amounts, st.sampled_from(list(GrantCategory)), st.sampled_from([10, 50]), st.none() | minutes, st.none() | minutes),
+    st.tuples(
+        st.just("grant"),
+        amounts,
+        st.sampled_from(list(GrantCategory)),
+        st.sampled_from([10, 50]),
+        st.none() | minutes,
+        st.none() | minutes,
+    ),
     st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage))),
     st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage))),
     st.tuples(st.just("reserve"), amounts, minutes),
     st.tuples(st.just("reserve"), amounts, minutes),
-    st.tuples(st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()),
-    st.tuples(st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()),
+    st.tuples(
+        st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()
+    ),
+    st.tuples(
+        st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()
+    ),
     st.tuples(st.just("release"), picks),
     st.tuples(st.just("extend"), picks, minutes),
     st.tuples(st.just("unknown"), picks),
@@ -159,7 +170,12 @@ class Script:
 
     def keyed_facts(self, *payload: object) -> dict[str, Any]:
         made = self.new_id()
-        return {"organization_id": self.organization_id, "id": made, "key": f"key-{made}", "fingerprint": repr(payload)}
+        return {
+            "organization_id": self.organization_id,
+            "id": made,
+            "key": f"key-{made}",
+            "fingerprint": fingerprint("test", *payload),
+        }
 
     @staticmethod
     def choose(ids: list[str], number: int) -> str:
@@ -179,7 +195,9 @@ class Script:
         self.grants.append(facts["id"])
         begin = None if start is None else self.clock.now() + timedelta(minutes=start)
         end = None if length is None else (begin or self.clock.now()) + timedelta(minutes=length)
-        return Grant(**facts, amount_micros=amount, category=category, priority=priority, effective_at=begin, expires_at=end)
+        return Grant(
+            **facts, amount_micros=amount, category=category, priority=priority, effective_at=begin, expires_at=end
+        )
 
     def make_consume(self, amount: int, overage: Overage) -> Operation:
         facts = self.keyed_facts("consume", amount, overage)
@@ -315,7 +333,9 @@ def test_a_batch_over_two_accounts_equals_two_batches(engine: Engine, pytestconf
             for drawn, name in ((left, alone[0]), (right, alone[1]))
         ]
         for place, name in enumerate(mixed):
-            mine = [answer for answer, operation in zip(answers, both, strict=True) if operation.organization_id == name]
+            mine = [
+                answer for answer, operation in zip(answers, both, strict=True) if operation.organization_id == name
+            ]
             assert mine == separate[place]
             assert dump(engine, name) == dump(engine, alone[place])
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from agentcredits.service import SyncCreditService
+from agentcredits.settings import Settings
 from agentcredits.testing import FakeClock
 from tests.property.machine import START, LedgerMachine, proof_is_long
 
@@ -22,7 +23,7 @@ def test_the_service_does_what_the_reference_model_does(
     examples = 50 if database_url.startswith("sqlite") else 13
     clock = FakeClock(START)
     steps: Counter[str] = Counter()
-    with SyncCreditService(database_url, clock=clock) as service:
+    with SyncCreditService(database_url, clock=clock, settings=Settings(sqlite_synchronous="NORMAL")) as service:
 
         class Machine(LedgerMachine):
             def apply(self, call: tuple[str, dict[str, object]], *, remember: bool = True) -> None:

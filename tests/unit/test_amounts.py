@@ -40,7 +40,7 @@ BAD: list[tuple[Any, str]] = [
     ("1,5", "not_a_number"),
     ("0x10", "not_a_number"),
     ("١٢", "not_a_number"),
-    ("１２", "not_a_number"),
+    ("\uff11\uff12", "not_a_number"),
     ("ten", "not_a_number"),
     ("1\x00", "not_a_number"),
     ("\ud800", "not_a_number"),
@@ -58,7 +58,7 @@ BAD: list[tuple[Any, str]] = [
     (-1, "negative"),
     ("-0.000001", "negative"),
     (-0.5, "negative"),
-    (Decimal("-1"), "negative"),
+    (Decimal(-1), "negative"),
     (0, "zero"),
     (0.0, "zero"),
     (-0.0, "zero"),
@@ -99,7 +99,7 @@ def test_a_bad_amount_is_refused_with_its_reason(value: Any, reason: str) -> Non
     [
         (1, 1_000_000),
         ("1", 1_000_000),
-        (Decimal("1"), 1_000_000),
+        (Decimal(1), 1_000_000),
         (1.0, 1_000_000),
         (0.1, 100_000),
         (0.5, 500_000),
@@ -159,12 +159,14 @@ def check_exact_or_refused(value: Any) -> None:
     try:
         micros = to_micros(value, allow_zero=True)
     except InvalidAmountError as error:
-        assert error.http_status == 422
-        assert error.reason in {"not_a_number", "not_finite", "negative", "too_many_decimals", "too_large"}
+        refusal = error
     else:
         exact = Fraction(repr(value)) if isinstance(value, float) else Fraction(Decimal(value))
         assert Fraction(micros, MICROS_PER_CREDIT) == exact
         assert 0 <= micros <= MAX_AMOUNT_MICROS
+        return
+    assert refusal.http_status == 422
+    assert refusal.reason in {"not_a_number", "not_finite", "negative", "too_many_decimals", "too_large"}
 
 
 @given(st.decimals(allow_nan=True, allow_infinity=True))
@@ -220,7 +222,7 @@ def test_a_fraction_of_a_micro_is_charged_as_one() -> None:
     """0.4 × 0.000001 costs one micro, not nothing."""
     assert multiply_up(1, Decimal("0.4")) == 1
     assert multiply_up(1, Decimal("1E-100")) == 1
-    assert multiply_up(0, Decimal("5")) == 0
+    assert multiply_up(0, Decimal(5)) == 0
 
 
 def test_a_product_beyond_the_largest_amount_is_refused() -> None:
@@ -241,7 +243,14 @@ def test_parsing_leaves_the_callers_decimal_context_alone() -> None:
 
 @pytest.mark.parametrize(
     ("micros", "text"),
-    [(0, "0"), (1, "0.000001"), (1_500_000, "1.5"), (-1_500_000, "-1.5"), (10_000_000, "10"), (1_234_500_000, "1,234.5")],
+    [
+        (0, "0"),
+        (1, "0.000001"),
+        (1_500_000, "1.5"),
+        (-1_500_000, "-1.5"),
+        (10_000_000, "10"),
+        (1_234_500_000, "1,234.5"),
+    ],
 )
 def test_credits_are_shown_as_people_read_them(micros: int, text: str) -> None:
     """No exponent, no trailing zeros, thousands separated."""

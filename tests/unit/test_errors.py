@@ -102,7 +102,7 @@ def test_an_error_pickles_with_everything_it_carries(error_type: type[CreditsErr
 
 @pytest.mark.parametrize("error_type", EVERY_ERROR)
 def test_an_error_copies_with_everything_it_carries(error_type: type[CreditsError]) -> None:
-    """copy and deepcopy give an equal error; a deep copy shares no mutable part."""
+    """Copy and deepcopy give an equal error; a deep copy shares no mutable part."""
     error = error_type("message", **FULL)
     deep = copy.deepcopy(error)
     assert state_of(error) == state_of(copy.copy(error)) == state_of(deep)
@@ -123,7 +123,12 @@ class QuotaError(CreditsError):
 def test_a_subclass_with_its_own_constructor_pickles() -> None:
     """Unpickling does not call a subclass's constructor, so its arguments need not be guessed."""
     loaded = pickle.loads(pickle.dumps(QuotaError("acme", 7)))
-    assert (type(loaded), str(loaded), loaded.tenant, loaded.context) == (QuotaError, "acme misses 7", "acme", {"missing": 7})
+    assert (type(loaded), str(loaded), loaded.tenant, loaded.context) == (
+        QuotaError,
+        "acme misses 7",
+        "acme",
+        {"missing": 7},
+    )
 
 
 @pytest.mark.parametrize("error_type", EVERY_ERROR)

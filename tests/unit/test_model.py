@@ -49,7 +49,9 @@ SAMPLES: list[Any] = [
     balance(granted=10_000_000, spent=2_500_000),
     CreditGrant("acme", "g", 10_000_000, GrantCategory.PAID, 50, NOW, NOW, GrantStatus.ACTIVE, spent_micros=4_000_000),
     Transaction("acme", "t", 1, TransactionType.DEBIT, -2_500_000, 7_500_000, NOW, uncollected_micros=1),
-    ReservationRecord("acme", "r", ReservationState.ACTIVE, 3_000_000, NOW, NOW, allocations=(Allocation("g", 3_000_000),)),
+    ReservationRecord(
+        "acme", "r", ReservationState.ACTIVE, 3_000_000, NOW, NOW, allocations=(Allocation("g", 3_000_000),)
+    ),
     ActionCost("", "ContentAgent", "generate_content", Decimal("0.5"), NOW),
     Decision("acme", allowed=False, required_micros=10_000_000, available_micros=3_500_000),
     DryRunResult("VideoAgent", "generate_video", 10_000_000, "dry run"),
@@ -63,10 +65,8 @@ terms = st.integers(min_value=0, max_value=10**18)
 def test_the_balance_formula_is_closed(
     granted: int, scheduled: int, spent: int, reserved: int, expired: int, voided: int
 ) -> None:
-    """available = granted - scheduled - spent - reserved - expired - voided, true and signed; debt is its lack."""
-    one = balance(
-        granted=granted, scheduled=scheduled, spent=spent, reserved=reserved, expired=expired, voided=voided
-    )
+    """Available = granted - scheduled - spent - reserved - expired - voided, true and signed; debt is its lack."""
+    one = balance(granted=granted, scheduled=scheduled, spent=spent, reserved=reserved, expired=expired, voided=voided)
     expected = granted - scheduled - spent - reserved - expired - voided
     assert one.available_micros == expected
     assert one.available == from_micros(expected) == Decimal(expected) / 1_000_000
@@ -125,7 +125,7 @@ def test_balance_mapping_gives_available_and_debt() -> None:
 
 @given(amount=st.integers(1, 10**15), parts=st.tuples(*[st.integers(0, 10**14)] * 4))
 def test_what_remains_of_a_grant(amount: int, parts: tuple[int, int, int, int]) -> None:
-    """remaining = amount - spent - held - expired - voided."""
+    """Remaining = amount - spent - held - expired - voided."""
     spent, held, expired, voided = parts
     grant = CreditGrant(
         "acme", "g", amount, GrantCategory.PLAN, 50, NOW, NOW, GrantStatus.ACTIVE,

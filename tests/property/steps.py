@@ -1,0 +1,78 @@
+"""What the state machine draws: calls with their arguments, oddities, and the passing of time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import strategies as st
+
+CREDIT = 1_000_000
+
+micros = st.sampled_from([CREDIT, 3 * CREDIT, 10 * CREDIT, 1]) | st.integers(1, 12 * CREDIT)
+grant_micros = st.sampled_from([20 * CREDIT, 5 * CREDIT, 1]) | st.integers(CREDIT, 40 * CREDIT)
+ttls = st.sampled_from([timedelta(minutes=5), timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=3)])
+numbers = st.integers(0, 10_000)
+scope_ids = st.sampled_from([None, "alpha", "beta"])
+scopes = st.tuples(scope_ids, scope_ids, scope_ids)
+starts = st.sampled_from([None, None, -timedelta(days=1), timedelta(0), timedelta(seconds=30), timedelta(hours=1)])
+ends = st.sampled_from([None, timedelta(seconds=1), timedelta(minutes=2), timedelta(hours=1), timedelta(days=2)])
+overages = st.sampled_from(["reject", "cap"])
+places = st.sampled_from([0, 0, 0, 0, 1])
+names_by_id = st.sampled_from(["commit_reservation", "release_reservation", "mark_unknown", "void_grant"])
+
+
+def step(method: str, /, **drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """One call of a method of the machine."""
+    return st.tuples(st.just(method), st.fixed_dictionaries(drawn))
+
+
+grants = step(
+    "grant",
+    organization=places,
+    amount=grant_micros,
+    category=st.sampled_from(["paid", "promotional", "plan", "adjustment"]),
+    priority=st.sampled_from([50, 50, 10]),
+    start=starts,
+    end=ends,
+)
+reserves = step("reserve", organization=places, amount=micros, ttl=ttls, scopes=scopes)
+commits = step(
+    "commit",
+    number=numbers,
+    change=st.sampled_from([None, 0, 1, -1, CREDIT, -CREDIT, "zero", "huge"]),
+    overage=overages,
+)
+works = st.one_of(
+    grants,
+    grants,
+    reserves,
+    reserves,
+    reserves,
+    step("consume", organization=places, amount=micros, overage=overages, scopes=scopes),
+    commits,
+    commits,
+    step("settle_by_handle", number=numbers, change=st.sampled_from([None, 0, 1, -1, CREDIT])),
+    step("release", number=numbers),
+    step("extend", number=numbers, ttl=ttls),
+    step("await_verdict", number=numbers),
+    step("refund", number=numbers, amount=st.none() | micros),
+    step("refund", number=numbers, amount=st.sampled_from([1, CREDIT // 2])),
+    step("void", number=numbers),
+    step("sweep", organization=st.sampled_from([0, 1])),
+)
+oddities = st.one_of(
+    step("replay", number=numbers),
+    step("replay_with_one_field_changed", number=numbers, field=numbers),
+    step("replay_with_another_ttl", number=numbers, ttl=ttls),
+    step("use_a_foreign_id", number=numbers),
+    step("use_an_id_that_nobody_has", number=numbers, name=names_by_id),
+    step("use_an_unknown_organization", number=numbers),
+    step("refund_any_row", number=numbers),
+)
+times = st.one_of(
+    step("go_to_an_edge", number=numbers, off=st.sampled_from([-1, 0, 1])),
+    step("go_to_an_edge", number=numbers, off=st.sampled_from([-1, 0, 1])),
+    step("pass_time", seconds=st.sampled_from([1.0, 1e-6, 59.0, 600.0, 4_000.0, 8 * 86_400.0])),
+    step("jump_back", seconds=st.sampled_from([1.0, 3_600.0])),
+)
