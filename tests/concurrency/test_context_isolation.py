@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,16 @@ async def test_tasks_keep_the_context_they_were_started_with(fifty: SyncCreditSe
     assert spent(fifty) == each(1)
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads that take turns as often as Python can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_the_first_set_context_of_many_threads_at_once_loses_nobody() -> None:
     """A hundred races for an agent's very first binding: each thread sees its own, a stranger gets the error."""
     for _ in range(100):

@@ -153,10 +153,40 @@ class Interrupted(BaseException):
     """What the timer's handler raises, as KeyboardInterrupt or a soft time limit would be."""
 
 
-def interrupts(url: str, organization: str, count: int, followers: int) -> None:
-    """A main thread that is interrupted in its charges by a timer, while other threads charge undisturbed."""
+class NaiveLeader:
+    """A plain leader/follower queue that does not hand on when its leader is interrupted: what must be caught."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: list[threading.Event] = []
+        self._busy = False
+
+    def consume_credits(self, **_: object) -> None:
+        done = threading.Event()
+        with self._lock:
+            self._queue.append(done)
+            lead, self._busy = not self._busy, True
+        if not lead:
+            done.wait()
+            return
+        while True:
+            with self._lock:
+                batch, self._queue = self._queue, []
+                if not batch:
+                    self._busy = False
+                    return
+            time.sleep(0.002)
+            for waiting in batch:
+                waiting.set()
+
+
+def interrupts(url: str, organization: str, count: int, followers: int, patience: float, naive: bool = False) -> None:
+    """A main thread that is interrupted in its charges by a timer, while other threads charge undisturbed.
+
+    Each interrupted charge is repeated under its key, and every fourth call is a hold instead.
+    """
     faulthandler.dump_traceback_later(100, exit=True)
-    service = SyncCreditService(url)
+    service: Any = NaiveLeader() if naive else SyncCreditService(url)
     stop = threading.Event()
     charged = [0] * followers
     failures: list[str] = []
@@ -175,36 +205,57 @@ def interrupts(url: str, organization: str, count: int, followers: int) -> None:
     def on_alarm(*_: object) -> None:
         raise Interrupted
 
+    def hold_and_work() -> None:
+        with service.reserve_credits(organization_id=organization, amount=3, ttl=timedelta(seconds=1.5)):
+            pass
+
     threads = [threading.Thread(target=follow, args=(place,), daemon=True) for place in range(followers)]
     for thread in threads:
         thread.start()
     signal.signal(signal.SIGALRM, on_alarm)
     dice = random.Random(0)
-    interrupted = calls = 0
-    while interrupted < count:
-        calls += 1
-        key = f"main-{calls}"
-        try:
-            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.006))
-            service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
+    interrupted = calls = holds = 0
+    try:
+        while interrupted < count:
+            hold = not naive and (interrupted + calls) % 4 == 3
+            holds += hold
+            calls += not hold
+            key = f"main-{calls}"
+            try:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.006))
+                if hold:
+                    hold_and_work()
+                else:
+                    service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupted:
+                interrupted += 1
+            signal.setitimer(signal.ITIMER_REAL, patience)
+            if not hold:
+                service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        except Interrupted:
-            interrupted += 1
-        service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
+        main_hung = False
+    except Interrupted:
+        main_hung = True
     stop.set()
+    end = time.monotonic() + patience
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=max(0.0, end - time.monotonic()))
+    if not naive and not main_hung:
+        service.flush()
     say(
         {
             "calls": calls,
+            "holds": holds,
             "followers": sum(charged),
             "slowest": min(charged),
+            "main_hung": main_hung,
             "hanging": sum(thread.is_alive() for thread in threads),
             "failures": failures,
         }
     )
     faulthandler.cancel_dump_traceback_later()
-    os._exit(0 if not any(thread.is_alive() for thread in threads) else 1)
+    os._exit(0)
 
 
 def _child(work: Any) -> int:

@@ -230,22 +230,47 @@ def test_a_dry_context_refuses_all_other_actions_before_their_body(service: Sync
 def test_a_dry_context_of_an_agent_counts_as_well(service: SyncCreditService) -> None:
     """set_context(dry_run) is a dry run like use_context; a fallback function gets the plan."""
 
+    def fallback(plan: DryRunResult) -> list[str]:
+        context = current_context()
+        return ["dry", plan.reason, "" if context is None else context.organization_id]
+
     @track_agent_usage("Agent")
     class Agent(BaseCrew):
         credit_service = service
 
-        @consume_credits("Agent", "cheap", on_exhausted=lambda plan: ["dry", plan.reason])
+        @consume_credits("Agent", "cheap", on_exhausted=fallback)
         def cheap(self) -> list[str]:
+            return ["real"]
+
+        @consume_credits("Agent", "cheap", on_exhausted=fallback)
+        async def acheap(self) -> list[str]:
             return ["real"]
 
         def video(self) -> list[str]:
             return ["real"]
 
     agent = Agent().set_context(DRY)
-    assert agent.cheap() == ["dry", "dry_run"]
+    assert agent.cheap() == asyncio.run(agent.acheap()) == ["dry", "dry_run", "acme"]
     with pytest.raises(DryRunNotSupportedError):
         agent.video()
     assert untouched(service)
+
+
+def test_an_included_action_runs_dry_in_a_dry_context_too(service: SyncCreditService) -> None:
+    """Being paid for already does not turn a dry run into real work."""
+    ran: list[Any] = []
+    inner = runs(consume_credits("Agent", "cheap", service=service, nested="included", on_exhausted="dry_run"), ran)
+
+    @consume_credits("Agent", "cheap", service=service)
+    def outer() -> list[Any]:
+        with use_context(DRY):
+            plans: list[Any] = inner["function"]("x")
+        return plans
+
+    with use_context(ACME):
+        (plan,) = outer()
+    assert isinstance(plan, DryRunResult)
+    assert ran == []
 
 
 # -- missing prices --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 import time
+import warnings
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -245,11 +246,13 @@ async def test_a_cancelled_body_gives_back(service: SyncCreditService) -> None:
 
     @consume_credits("Agent", "work", service=service)
     async def work() -> None:
+        started.set()
         await asyncio.sleep(60)
 
+    started = asyncio.Event()
     with use_context(ACME):
         task = asyncio.create_task(work())
-        await asyncio.sleep(0.05)
+        await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -263,14 +266,16 @@ async def test_a_body_that_swallows_its_cancellation_is_charged(service: SyncCre
     @consume_credits("Agent", "work", service=service)
     async def work() -> str:
         try:
+            started.set()
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             return "saved"
         return "late"
 
+    started = asyncio.Event()
     with use_context(ACME):
         task = asyncio.create_task(work())
-        await asyncio.sleep(0.05)
+        await started.wait()
         task.cancel()
         assert await task == "saved"
     assert spent(service) == 1
@@ -324,6 +329,37 @@ def test_a_coroutine_that_nobody_drives_any_more_gives_back(service: SyncCreditS
     loop.close()
     del task
     gc.collect()
+    assert states(service) == [ReservationState.RELEASED]
+
+
+def test_an_async_generator_dropped_in_the_middle_of_a_step_gives_back(service: SyncCreditService) -> None:
+    """The step was never finished and nobody can wait: the release is queued."""
+
+    class Pause:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    @consume_credits("Agent", "work", service=service)
+    async def work() -> AsyncIterator[int]:
+        loop.stop()
+        await Pause()
+        await asyncio.sleep(60)
+        yield 1
+
+    async def consume() -> None:
+        async for _ in work():
+            pass
+
+    loop = asyncio.new_event_loop()
+    with use_context(ACME):
+        task = loop.create_task(consume())
+    loop.run_forever()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's complaint is the case under test
+    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so is its complaint that the loop is gone
+        del task
+        gc.collect()
     assert states(service) == [ReservationState.RELEASED]
 
 
