@@ -9,7 +9,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentcredits.amounts import to_micros
@@ -311,6 +311,12 @@ class Call:
         else:
             self._hold.give_back_in_background("interrupted")
         self._state = "over"
+
+    def __del__(self) -> None:
+        # Interrupted in the wrapper itself, or an async generator that Python drops in the middle of a step without
+        # running its finally: a hold that nobody settles would be renewed for as long as the process lives.
+        with suppress(Exception):
+            self.end()
 
     def _close_mark(self) -> None:
         if self._mark is not None:

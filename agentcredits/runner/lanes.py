@@ -172,9 +172,12 @@ class Lanes:
             return None
         lane = self._ready.popleft()
         lane.busy = True
-        if self._ready and not self._idle and len(self._threads) < self._max_posters and not self._stopping:
+        listening = self._idle > 0
+        if not listening and len(self._threads) < self._max_posters and not self._stopping:
+            # While this one posts (and perhaps waits for a lock) another one must listen.
             self._spawn()
-        if self._ready and self._idle:
+            listening = True
+        if self._ready and listening:
             self._intake.put(_WAKE)
         return lane
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import (
     URL,
@@ -101,9 +101,10 @@ def normalise_url(url: str | URL) -> URL:
 
 def is_memory(url: URL) -> bool:
     """Whether the URL names a SQLite database that lives in this process only."""
-    return url.get_backend_name() == "sqlite" and (
-        not url.database or url.database == ":memory:" or "mode=memory" in url.database
-    )
+    if url.get_backend_name() != "sqlite":
+        return False
+    name = (url.database or ":memory:").removeprefix("file:")
+    return name == ":memory:" or "mode=memory" in name or url.query.get("mode") == "memory"
 
 
 def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite_synchronous: str) -> Engine:
@@ -308,37 +309,38 @@ class PostgreSQLDialect(StoreDialect):
         return [row for row in rows if row["id"] is not None], rows[0]["read_at"].astimezone(UTC)
 
     def write(self, connection: Connection, writes: Sequence[Write]) -> None:
-        """All writes of a posting in one statement: plain values for single rows, array parameters for many."""
+        """All writes of a posting in one statement, however many rows.
+
+        What is the same in all rows of a table is sent once, as a plain value; what differs as an array.
+        """
         if not writes:
             return
         shape: list[_Part] = []
         parameters: dict[str, Any] = {}
         for place, entry in enumerate(writes):
-            first = entry.rows[0]
-            if len(entry.rows) == 1:
-                empty = frozenset(name for name, value in first.items() if value is None)
-                shape.append((entry.table, entry.keys, tuple(first), empty))
-                for name, value in first.items():
+            first, *others = entry.rows
+            forms: list[tuple[str, _Form]] = []
+            for name, value in first.items():
+                if all(row[name] == value for row in others):
+                    forms.append((name, "null" if value is None else "value"))
                     if value is not None:
                         parameters[_parameter(place, name)] = value
-            else:
-                shape.append((entry.table, entry.keys, tuple(first), None))
-                for name in first:
-                    parameters[f"p{place}_{name}"] = [row[name] for row in entry.rows]
+                else:
+                    forms.append((name, "array"))
+                    parameters[_parameter(place, name)] = [row[name] for row in entry.rows]
+            shape.append((entry.table, entry.keys, tuple(forms)))
         connection.execute(_write_statement(tuple(shape)), parameters)
 
 
-_Part = tuple[Table, tuple[str, ...], tuple[str, ...], frozenset[str] | None]
-"""Table, key columns (none: insert), columns, and for a single row those that are NULL."""
+_Form = Literal["null", "value", "array"]
+_Part = tuple[Table, tuple[str, ...], tuple[tuple[str, _Form], ...]]
+"""Table, key columns (none: insert), and how each column is sent."""
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _write_statement(shape: tuple[_Part, ...]) -> Any:
     """Data-modifying CTEs: the parts never touch the same row, so that their order does not matter."""
-    parts = [
-        _array_write(place, table, keys, names) if empty is None else _single_write(place, table, keys, names, empty)
-        for place, (table, keys, names, empty) in enumerate(shape)
-    ]
+    parts = [_write_part(place, table, keys, forms) for place, (table, keys, forms) in enumerate(shape)]
     if len(parts) == 1:
         return text(parts[0])
     return text("WITH " + ", ".join(f"w{place} AS ({part})" for place, part in enumerate(parts)) + " SELECT 1")
@@ -349,26 +351,29 @@ def _parameter(place: int, name: str) -> str:
     return name if name == "organization_id" else f"p{place}_{name}"
 
 
-def _single_write(
-    place: int, table: Table, keys: tuple[str, ...], names: tuple[str, ...], empty: frozenset[str]
-) -> str:
-    values = {name: "NULL" if name in empty else f":{_parameter(place, name)}" for name in names}
+# The names below come from the declared tables and never from a caller; values are parameters (S608).
+def _write_part(place: int, table: Table, keys: tuple[str, ...], forms: tuple[tuple[str, _Form], ...]) -> str:
+    arrays = [name for name, form in forms if form == "array"]
+    terms = {
+        name: {"null": "NULL", "value": f":{_parameter(place, name)}", "array": f"v.{name}"}[form]
+        for name, form in forms
+    }
+    source = ""
+    if arrays:
+        columns = ", ".join(f"CAST(:{_parameter(place, name)} AS {_array_type(table, name)})" for name in arrays)
+        source = f" FROM unnest({columns}) AS v({', '.join(arrays)})"
+        terms |= {
+            name: f"CAST({term} AS {_array_type(table, name).removesuffix('[]')})"
+            for name, term in terms.items()
+            if name not in arrays
+        }
     if not keys:
-        return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(values.values())})"  # noqa: S608
-    assignments = ", ".join(f"{name} = {values[name]}" for name in names if name not in keys)
-    condition = " AND ".join(f"{key} = {values[key]}" for key in keys)
-    return f"UPDATE {table.name} SET {assignments} WHERE {condition}"  # noqa: S608
-
-
-def _array_write(place: int, table: Table, keys: tuple[str, ...], names: tuple[str, ...]) -> str:
-    arrays = ", ".join(f"CAST(:p{place}_{name} AS {_array_type(table, name)})" for name in names)
-    source = f"unnest({arrays}) AS v({', '.join(names)})"
-    if not keys:
-        columns = ", ".join(names)
-        return f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source}"  # noqa: S608
-    assignments = ", ".join(f"{name} = v.{name}" for name in names if name not in keys)
-    condition = " AND ".join(f"t.{key} = v.{key}" for key in keys)
-    return f"UPDATE {table.name} AS t SET {assignments} FROM {source} WHERE {condition}"  # noqa: S608
+        values = ", ".join(terms.values())
+        rows = f"SELECT {values}{source}" if arrays else f"VALUES ({values})"
+        return f"INSERT INTO {table.name} ({', '.join(terms)}) {rows}"
+    assignments = ", ".join(f"{name} = {term}" for name, term in terms.items() if name not in keys)
+    condition = " AND ".join(f"t.{key} = {terms[key]}" for key in keys)
+    return f"UPDATE {table.name} AS t SET {assignments}{source} WHERE {condition}"  # noqa: S608
 
 
 def _array_type(table: Table, name: str) -> str:
@@ -392,7 +397,11 @@ _ARRAY_TYPES: Final = (
 _ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id == bindparam("organization"))
 _ACCOUNT_LOCKED: Final = _ACCOUNT.with_for_update(key_share=True)
 _TIMEOUT: Final = (
-    select(func.set_config("lock_timeout", bindparam("timeout"), True).label("lock_timeout"))
+    select(
+        func.set_config(literal_column("'lock_timeout'"), bindparam("timeout"), literal_column("true")).label(
+            "lock_timeout"
+        )
+    )
     .cte("timeout_setting")
     .prefix_with("MATERIALIZED")
 )
@@ -411,6 +420,8 @@ _OPEN_GRANTS_AND_CLOCK: Final = select(func.clock_timestamp().label("read_at"), 
         credit_grants, and_(credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open)
     )
 )
+
+
 _DIALECTS: Final[dict[str, StoreDialect]] = {"sqlite": SQLiteDialect(), "postgresql": PostgreSQLDialect()}
 
 

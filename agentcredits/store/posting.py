@@ -15,7 +15,7 @@ from agentcredits.clock import Clock
 from agentcredits.rules.due import book_due
 from agentcredits.rules.operations import Operation
 from agentcredits.rules.posting import Outcome, decide
-from agentcredits.rules.state import Ledger
+from agentcredits.rules.state import Ledger, Row
 from agentcredits.store import loading, records
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
@@ -96,7 +96,10 @@ def _post_account(
 
 
 def _snapshot(outcome: Outcome) -> Outcome:
-    return outcome if outcome.record is None else replace(outcome, record=replace(outcome.record))
+    # Ledger rows never change; the other records may, by a later operation of the batch.
+    if outcome.record is None or isinstance(outcome.record, Row):
+        return outcome
+    return replace(outcome, record=replace(outcome.record))
 
 
 def _create_account(connection: Connection, dialect: StoreDialect, organization_id: str, clock: Clock | None) -> None:

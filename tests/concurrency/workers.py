@@ -180,27 +180,8 @@ class NaiveLeader:
                 waiting.set()
 
 
-def interrupts(url: str, organization: str, count: int, followers: int, patience: float, naive: bool = False) -> None:
-    """A main thread that is interrupted in its charges by a timer, while other threads charge undisturbed.
-
-    Each interrupted charge is repeated under its key, and every fourth call is a hold instead.
-    """
-    faulthandler.dump_traceback_later(100, exit=True)
-    service: Any = NaiveLeader() if naive else SyncCreditService(url)
-    stop = threading.Event()
-    charged = [0] * followers
-    failures: list[str] = []
-
-    def follow(place: int) -> None:
-        dice = random.Random(place)
-        while not stop.is_set():
-            try:
-                service.consume_credits(organization_id=organization, amount=1)
-            except BaseException as error:
-                failures.append(repr(error))
-                raise
-            charged[place] += 1
-            time.sleep(dice.random() * 0.01)
+def _be_interrupted(service: Any, organization: str, count: int, patience: float, holds_too: bool) -> dict[str, Any]:
+    """Charge until ``count`` timer interrupts were raised in it; a call that outlasts ``patience`` seconds hangs."""
 
     def on_alarm(*_: object) -> None:
         raise Interrupted
@@ -209,15 +190,12 @@ def interrupts(url: str, organization: str, count: int, followers: int, patience
         with service.reserve_credits(organization_id=organization, amount=3, ttl=timedelta(seconds=1.5)):
             pass
 
-    threads = [threading.Thread(target=follow, args=(place,), daemon=True) for place in range(followers)]
-    for thread in threads:
-        thread.start()
     signal.signal(signal.SIGALRM, on_alarm)
     dice = random.Random(0)
     interrupted = calls = holds = 0
     try:
         while interrupted < count:
-            hold = not naive and (interrupted + calls) % 4 == 3
+            hold = holds_too and (interrupted + calls) % 4 == 3
             holds += hold
             calls += not hold
             key = f"main-{calls}"
@@ -234,22 +212,48 @@ def interrupts(url: str, organization: str, count: int, followers: int, patience
             if not hold:
                 service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        main_hung = False
     except Interrupted:
-        main_hung = True
+        return {"calls": calls, "holds": holds, "main_hung": True}
+    return {"calls": calls, "holds": holds, "main_hung": False}
+
+
+def interrupts(url: str, organization: str, count: int, followers: int, patience: float, naive: bool = False) -> None:
+    """A main thread that is interrupted in its charges by a timer, while other threads charge undisturbed.
+
+    Each interrupted charge is repeated under its key, and every fourth call is a hold instead.
+    """
+    faulthandler.dump_traceback_later(800, exit=True)
+    service: Any = NaiveLeader() if naive else SyncCreditService(url)
+    stop = threading.Event()
+    charged = [0] * followers
+    failures: list[str] = []
+
+    def follow(place: int) -> None:
+        dice = random.Random(place)
+        while not stop.is_set():
+            try:
+                service.consume_credits(organization_id=organization, amount=1)
+            except BaseException as error:
+                failures.append(repr(error))
+                raise
+            charged[place] += 1
+            time.sleep(dice.random() * 0.01)
+
+    threads = [threading.Thread(target=follow, args=(place,), daemon=True) for place in range(followers)]
+    for thread in threads:
+        thread.start()
+    report = _be_interrupted(service, organization, count, patience, holds_too=not naive)
     stop.set()
     end = time.monotonic() + patience
     for thread in threads:
         thread.join(timeout=max(0.0, end - time.monotonic()))
-    if not naive and not main_hung:
+    if not naive and not report["main_hung"]:
         service.flush()
     say(
         {
-            "calls": calls,
-            "holds": holds,
+            **report,
             "followers": sum(charged),
             "slowest": min(charged),
-            "main_hung": main_hung,
             "hanging": sum(thread.is_alive() for thread in threads),
             "failures": failures,
         }
@@ -279,7 +283,7 @@ def _wait(pid: int) -> int:
 
 def fork_after_use(url: str, organization: str, children: int) -> None:
     """Fork again and again while four threads charge; every child charges by both doors."""
-    faulthandler.dump_traceback_later(100, exit=True)
+    faulthandler.dump_traceback_later(240, exit=True)
     service = SyncCreditService(url)
     service.consume_credits(organization_id=organization, amount=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -24,11 +23,6 @@ from tests.property.steps import CREDIT, grant_micros, oddities, times, works
 START = datetime(2026, 1, 30, 22, 0, tzinfo=UTC)
 
 Call = tuple[str, dict[str, Any]]
-
-
-def proof_is_long(config: pytest.Config) -> bool:
-    """Whether ``--proof long`` (or AGENTCREDITS_PROOF=long) asks for the long form."""
-    return "long" in (config.getoption("--proof", default=None), os.environ.get("AGENTCREDITS_PROOF"))
 
 
 def change_one(name: str, value: Any) -> Any:

@@ -38,7 +38,6 @@ from agentcredits.store import tables
 from agentcredits.store.dialects import dialect_of, make_engine, normalise_url
 from agentcredits.store.posting import post
 from agentcredits.testing import FakeClock
-from tests.property.machine import proof_is_long
 
 START = datetime(2026, 1, 30, 22, 0, tzinfo=UTC)
 CREDIT = 1_000_000
@@ -51,6 +50,9 @@ TENANT_TABLES: tuple[Table, ...] = (
     tables.credit_transaction_details,
     tables.idempotency_keys,
 )
+
+
+pytestmark = pytest.mark.proof
 
 
 @pytest.fixture
@@ -277,10 +279,10 @@ def play(engine: Engine, script: list[Any], organization_id: str, *, together: b
     return answers
 
 
-def examples(config: pytest.Config, engine: Engine, count: int) -> settings:
+def examples(proof: str, engine: Engine, count: int) -> settings:
     """How many examples: fewer on PostgreSQL, twenty times more in the long form."""
     count = count if engine.dialect.name == "sqlite" else max(10, count // 4)
-    long = proof_is_long(config)
+    long = proof == "long"
     return settings(
         max_examples=count * 20 if long else count,
         derandomize=not long,
@@ -291,10 +293,10 @@ def examples(config: pytest.Config, engine: Engine, count: int) -> settings:
     )
 
 
-def test_n_operations_in_one_batch_equal_n_batches_of_one(engine: Engine, pytestconfig: pytest.Config) -> None:
+def test_n_operations_in_one_batch_equal_n_batches_of_one(engine: Engine, proof: str) -> None:
     """Answers, refusals, and every stored row are the same, whatever is in the batch."""
 
-    @examples(pytestconfig, engine, 120)
+    @examples(proof, engine, 120)
     @given(batches)
     def check(script: list[Any]) -> None:
         together, apart = new_organization(), new_organization()
@@ -304,7 +306,7 @@ def test_n_operations_in_one_batch_equal_n_batches_of_one(engine: Engine, pytest
     check()
 
 
-def test_a_batch_over_two_accounts_equals_two_batches(engine: Engine, pytestconfig: pytest.Config) -> None:
+def test_a_batch_over_two_accounts_equals_two_batches(engine: Engine, proof: str) -> None:
     """SQLite may mix accounts in a transaction: neither sees the other. PostgreSQL refuses such a batch."""
     first, second = new_organization(), new_organization()
     clock = FakeClock(START)
@@ -313,7 +315,7 @@ def test_a_batch_over_two_accounts_equals_two_batches(engine: Engine, pytestconf
             book(engine, clock, [CreateAccount(organization_id=first), CreateAccount(organization_id=second)])
         return
 
-    @examples(pytestconfig, engine, 40)
+    @examples(proof, engine, 40)
     @given(st.lists(steps, min_size=1, max_size=8), st.lists(steps, min_size=1, max_size=8))
     def check(left: list[Any], right: list[Any]) -> None:
         mixed, alone = (new_organization(), new_organization()), (new_organization(), new_organization())
@@ -346,10 +348,10 @@ def test_a_batch_over_two_accounts_equals_two_batches(engine: Engine, pytestconf
 BOOKING_TIMES = frozenset({"last_posted_at", "created_at", "settled_at"})
 
 
-def test_two_half_runs_of_booking_what_is_due_equal_one_run(engine: Engine, pytestconfig: pytest.Config) -> None:
+def test_two_half_runs_of_booking_what_is_due_equal_one_run(engine: Engine, proof: str) -> None:
     """A process that sweeps often and one that sweeps once leave the same books."""
 
-    @examples(pytestconfig, engine, 60)
+    @examples(proof, engine, 60)
     @given(batches, st.lists(st.integers(1, 900), min_size=1, max_size=4))
     def check(script: list[Any], pauses: list[int]) -> None:
         often, once = new_organization(), new_organization()
@@ -378,10 +380,10 @@ grants = st.lists(
 )
 
 
-def test_credits_burn_in_the_documented_order(engine: Engine, pytestconfig: pytest.Config) -> None:
+def test_credits_burn_in_the_documented_order(engine: Engine, proof: str) -> None:
     """priority, then the sooner end (never last), then category, start, creation, id: the same on both databases."""
 
-    @examples(pytestconfig, engine, 80)
+    @examples(proof, engine, 80)
     @given(grants, st.lists(amounts, min_size=1, max_size=6))
     def check(drawn: list[Any], charges: list[int]) -> None:
         organization_id = new_organization()

@@ -11,15 +11,16 @@ from hypothesis.stateful import run_state_machine_as_test
 from agentcredits.service import SyncCreditService
 from agentcredits.settings import Settings
 from agentcredits.testing import FakeClock
-from tests.property.machine import START, LedgerMachine, proof_is_long
+from tests.property.machine import START, LedgerMachine
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(3_600)
 def test_the_service_does_what_the_reference_model_does(
-    database_url: str, pytestconfig: pytest.Config, record_property: pytest.RecordProperty
+    database_url: str, proof: str, record_property: pytest.RecordProperty
 ) -> None:
     """About 2,000 steps on SQLite and 500 on PostgreSQL, the same ones in every run; ``--proof long``: new ones."""
-    long = proof_is_long(pytestconfig)
+    long = proof == "long"
     examples = 50 if database_url.startswith("sqlite") else 13
     clock = FakeClock(START)
     steps: Counter[str] = Counter()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -231,7 +232,7 @@ def test_stopping_books_what_is_queued() -> None:
         lanes.stop(10)
         assert answered(*pendings, seconds=0.5)
         assert not lanes.alive
-    assert sorted(sum(books.batches, [])) == sorted([ACME, ACME, OTHER, ACME, "third"])
+    assert sorted(chain.from_iterable(books.batches)) == [ACME, ACME, ACME, OTHER, "third"]
 
 
 # -- on real databases ---------------------------------------------------------------------------------------------
@@ -276,8 +277,10 @@ def account_locked_elsewhere(url: str, organization_id: str) -> Iterator[None]:
             text("UPDATE credit_accounts SET last_seq = last_seq WHERE organization_id = :place"),
             {"place": organization_id},
         )
-        yield
-        connection.rollback()
+        try:
+            yield
+        finally:
+            connection.rollback()
     engine.dispose()
 
 
