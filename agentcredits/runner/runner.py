@@ -247,6 +247,12 @@ class Runner:
 
     def _transact(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
         """One transaction, tried again after conflicts, dead-locks and lost connections: keys make that safe."""
+        try:
+            return self._transact_once(operations, attempts)
+        except SQLAlchemyError as error:
+            if not attempts.may_repeat(error):
+                raise
+        # Nearly every posting ends above; the machinery of retrying is set up only where it is needed.
         retrying = Retrying(
             retry=retry_if_exception(attempts.may_repeat),
             stop=stop_after_delay(self._limits.retry_seconds),

@@ -133,8 +133,10 @@ def test_a_hook_sees_the_row_that_it_hears_of(service: SyncCreditService, app_en
     @add_hook
     def look(_event: CreditEvent) -> None:
         with app_engine.connect() as connection:
-            count = connection.execute(text("SELECT count(*) FROM credit_transactions WHERE type = 'debit'"))
-            seen.append(count.scalar_one())
+            query = text("SELECT count(*) FROM credit_transactions WHERE type = 'debit'")
+            count = connection.execute(query).scalar_one()
+        # Only now: the test goes on, and its engine is disposed, once this is there.
+        seen.append(count)
 
     try:
         service.consume_credits(organization_id=ACME, amount=1)
@@ -279,8 +281,10 @@ def test_hooks_fire_only_after_the_outermost_commit(
     @add_hook
     def look(_event: CreditEvent) -> None:
         with app_engine.connect() as connection:
-            count = connection.execute(text("SELECT count(*) FROM credit_transactions WHERE type = 'debit'"))
-            seen.append(count.scalar_one())
+            query = text("SELECT count(*) FROM credit_transactions WHERE type = 'debit'")
+            count = connection.execute(query).scalar_one()
+        # Only now: the test goes on, and its engine is disposed, once this is there.
+        seen.append(count)
 
     try:
         with open_session() as session:

@@ -247,7 +247,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if name in ("reserve", "consume") and self.model.view(first).terms()["available"] < CREDIT:
             self.grant(0, 20 * CREDIT, "plan", 50, None, timedelta(hours=2))
         if name in NEEDS_A_HOLD and not self.has(lambda account: [hold for hold in account.holds if hold.open]):
-            self.grant(0, 5 * CREDIT, "promotional", 50, None, timedelta(minutes=4))
+            self.grant(0, 5 * CREDIT, "promotional", 50, None, timedelta(minutes=5))
             self.reserve(0, 3 * CREDIT, timedelta(minutes=5), (None, "alpha", None))
         if name == "refund" and not self.has(charges):
             self.consume(0, 3 * CREDIT, "cap", (None, None, "alpha"))

@@ -11,12 +11,13 @@ CREDIT = 1_000_000
 
 micros = st.sampled_from([CREDIT, 3 * CREDIT, 10 * CREDIT, 1]) | st.integers(1, 12 * CREDIT)
 grant_micros = st.sampled_from([20 * CREDIT, 5 * CREDIT, 1]) | st.integers(CREDIT, 40 * CREDIT)
-ttls = st.sampled_from([timedelta(minutes=5), timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=3)])
+ttls = st.sampled_from([timedelta(minutes=5), timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)])
 numbers = st.integers(0, 10_000)
 scope_ids = st.sampled_from([None, "alpha", "beta"])
 scopes = st.tuples(scope_ids, scope_ids, scope_ids)
 starts = st.sampled_from([None, None, -timedelta(days=1), timedelta(0), timedelta(seconds=30), timedelta(hours=1)])
-ends = st.sampled_from([None, timedelta(seconds=1), timedelta(minutes=2), timedelta(hours=1), timedelta(days=2)])
+#: The same lengths as ttls, so that holds and grants often end at one instant.
+ends = st.sampled_from([None, timedelta(minutes=5), timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)])
 overages = st.sampled_from(["reject", "cap"])
 places = st.sampled_from([0, 0, 0, 0, 1])
 names_by_id = st.sampled_from(["commit_reservation", "release_reservation", "mark_unknown", "void_grant"])

@@ -67,11 +67,11 @@ def new_organization() -> str:
     return f"org-{uuid.uuid4().hex}"
 
 
-def post_now(engine: Engine, clock: FakeClock, operations: Sequence[Operation]) -> list[Outcome]:
+def post_now(engine: Engine, clock: FakeClock, operations: Sequence[Operation], *, fresh: bool = True) -> list[Outcome]:
     """Post as one transaction."""
     with engine.connect() as connection:
         dialect_of(connection).begin_write(connection, 5)
-        outcomes = post(connection, operations, clock=clock)
+        outcomes = post(connection, operations, clock=clock, fresh=fresh)
         connection.commit()
     return outcomes
 
@@ -424,6 +424,67 @@ def test_credits_burn_in_the_documented_order(engine: Engine, proof: str) -> Non
             assert row.uncollected_micros == charge - sum(part for _, part in expected)
 
     check()
+
+
+@pytest.mark.parametrize("spent", [0, 1, 2])
+def test_what_a_hold_leaves_goes_back_newest_first(engine: Engine, spent: int) -> None:
+    """A commit uses the hold's grants in burn-down order; the rest goes back from the last to the first, here as
+    breakage of grants that have ended meanwhile. A release does the same with all of it.
+    """
+    organization_id = new_organization()
+    clock = FakeClock(START)
+    script = Script(organization_id, clock)
+    for length in (5, 6, 7, 8):
+        post_now(engine, clock, [script.make_grant(CREDIT, GrantCategory.PAID, 50, None, length)])
+    post_now(engine, clock, [script.make_reserve(4 * CREDIT, 60)])
+    clock.advance(timedelta(minutes=10))
+    settle = script.make_commit(0, spent * CREDIT, Overage.REJECT, False) if spent else script.make_release(0)
+    post_now(engine, clock, [settle])
+    with engine.connect() as connection:
+        rows = connection.execute(
+            select(tables.credit_transactions)
+            .where(tables.credit_transactions.c.organization_id == organization_id)
+            .where(tables.credit_transactions.c.type == "expire")
+            .order_by(tables.credit_transactions.c.seq)
+        )
+        assert [row.grant_id for row in rows] == script.grants[spent:][::-1]
+
+
+def test_a_hold_ends_before_its_grant_at_the_same_instant(engine: Engine) -> None:
+    """What the hold gives back ends with the grant: one row of breakage for both, not two."""
+    organization_id = new_organization()
+    clock = FakeClock(START)
+    script = Script(organization_id, clock)
+    post_now(engine, clock, [script.make_grant(5 * CREDIT, GrantCategory.PAID, 50, None, 10)])
+    post_now(engine, clock, [script.make_reserve(2 * CREDIT, 10)])
+    clock.advance(timedelta(minutes=10))
+    post_now(engine, clock, [script.make_expire()])
+    with engine.connect() as connection:
+        amounts = connection.execute(
+            select(tables.credit_transactions.c.amount_micros)
+            .where(tables.credit_transactions.c.organization_id == organization_id)
+            .order_by(tables.credit_transactions.c.seq)
+        ).scalars()
+        assert list(amounts) == [5 * CREDIT, -5 * CREDIT]
+
+
+def test_a_try_that_is_made_again_is_no_replay(engine: Engine) -> None:
+    """The same operation once more (its first answer was lost) gives its own record; another call's key is a replay."""
+    organization_id = new_organization()
+    clock = FakeClock(START)
+    script = Script(organization_id, clock)
+    operations = [
+        script.make_grant(5 * CREDIT, GrantCategory.PAID, 50, None, None),
+        script.make_consume(CREDIT, Overage.REJECT),
+        script.make_reserve(CREDIT, 10),
+    ]
+    operations.append(script.make_refund(0, 1))
+    for operation in operations:
+        first = post_now(engine, clock, [operation])[0]
+        again = post_now(engine, clock, [operation], fresh=False)[0]
+        other = post_now(engine, clock, [dataclasses.replace(operation, id=script.new_id())])[0]  # type: ignore[call-arg]  # keyed operations have an id
+        assert (first.replayed, again.replayed, other.replayed) == (False, False, True)
+        assert plain(first.record) == plain(again.record) == plain(other.record)
 
 
 def test_the_comparison_can_fail(engine: Engine) -> None:
