@@ -13,8 +13,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentcredits.amounts import to_micros
-from agentcredits.base_crew import merge_metadata
-from agentcredits.context import RequestContext, Surroundings, surround
+from agentcredits.context import RequestContext, Surroundings, merge_metadata, surround
 from agentcredits.errors import (
     AgentCreditsWarning,
     CreditLimitExceededError,

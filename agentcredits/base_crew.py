@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 from weakref import ref
 
 from agentcredits.amounts import Amount
-from agentcredits.context import RequestContext, _bindings, current_context, surround
+from agentcredits.context import RequestContext, _bindings, current_context, merge_metadata, surround
 from agentcredits.errors import InvalidInputError, MissingContextError
 from agentcredits.execution import current_execution
 from agentcredits.model import Decision, Transaction
@@ -350,14 +350,3 @@ class Credits(Generic[T]):
         """In a coroutine."""
         with surround(self._context, current_execution()):
             return await self._core.arun(self._steps())
-
-
-def merge_metadata(context: RequestContext, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The context's metadata, and on top of it the charge's own.
-
-    Raises:
-        InvalidInputError: not a mapping.
-    """
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"metadata must be a mapping, not {type(metadata).__name__}.")
-    return {**context.metadata, **(metadata or {})}

@@ -307,3 +307,14 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return bound
+
+
+def merge_metadata(context: RequestContext, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The context's metadata, and on top of it the charge's own.
+
+    Raises:
+        InvalidInputError: not a mapping.
+    """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata must be a mapping, not {type(metadata).__name__}.")
+    return {**context.metadata, **(metadata or {})}

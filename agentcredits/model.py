@@ -484,7 +484,7 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
-class DryRunResult(_MicrosAsCredits):
+class DryRunResult:
     """What comes back instead of a result when nothing was done: a priced plan. Falsy.
 
     ``str()`` is one sentence that is fit to be read by an LLM.
@@ -503,6 +503,10 @@ class DryRunResult(_MicrosAsCredits):
     def amount(self) -> Decimal:
         """Credits that the action would have cost."""
         return from_micros(self.amount_micros)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data. There is no access by key: a plan must not be taken for the result that it stands for."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"amount": self.amount}
 
     def __bool__(self) -> bool:
         return False

@@ -110,7 +110,7 @@ class Hold:
                 suggestions=("Wait until the other attempt ends, then try again.",),
             )
         if not self._inert:
-            self._core.runner.begin(self.organization_id, self.id, self.ttl)
+            self._core.runner.begin(self, self.organization_id, self.id, self.ttl)
 
     def settle(
         self, amount_micros: int | None = None, *, metadata: Mapping[str, Any] | None = None
@@ -172,7 +172,12 @@ class Hold:
 
     def _settle(self, operation: Commit | Release, *, strict: bool) -> Steps[ReservationRecord | None]:
         self._settled = True
-        outcome = yield Settle(operation)
+        try:
+            outcome = yield Settle(operation)
+        except BaseException:
+            # Interrupted, perhaps before it was queued: whoever has the handle settles again (the ledger books once).
+            self._settled = False
+            raise
         problem: CreditsError | None
         if isinstance(outcome, Deferred):
             hooks.fire(hooks.CreditEvent("settlement_deferred", self.organization_id, reservation=self.record))

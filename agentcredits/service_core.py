@@ -123,6 +123,8 @@ class ServiceCore(Charges):
         action: str | None = None,
     ) -> Steps[Decision]:
         """Whether an amount could be charged now."""
+        if self.mode == "off":
+            return Decision(organization_id, True, amount_micros, amount_micros)
         try:
             account = yield Read(
                 lambda connection: queries.get_account(connection, organization_id, self.clock), organization_id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentcredits import hooks, session
 from agentcredits.clock import Clock
-from agentcredits.context import current_context
+from agentcredits.context import current_context, merge_metadata
 from agentcredits.errors import (
     MissingContextError,
     ServiceClosedError,
@@ -165,6 +165,9 @@ class Doors:
         return record_id(thing if isinstance(thing, str) else getattr(thing, "id", thing), name=name)
 
     def _dry_run(self, organization_id: str) -> bool:
+        """Whether nothing is to be booked: the context asks for a dry run, or agentcredits is switched off."""
+        if self.mode == "off":
+            return True
         context = current_context()
         return context is not None and context.dry_run and context.organization_id == organization_id
 
@@ -187,6 +190,12 @@ class Doors:
             run_id=known.run_id,
             request_id=known.request_id,
         )
+
+    @staticmethod
+    def _with_context(owner: str, metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """The metadata on top of the current context's, if that is of the same organization."""
+        context = current_context()
+        return merge_metadata(context, metadata) if context and context.organization_id == owner else metadata
 
     @staticmethod
     def _activity(

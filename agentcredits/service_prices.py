@@ -16,9 +16,7 @@ from agentcredits.errors import (
     UnpricedActionError,
 )
 from agentcredits.ids import check_text, scope_id
-from agentcredits.model import (
-    ActionCost,
-)
+from agentcredits.model import ActionCost, Pricing
 from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
 from agentcredits.rules.pricing import CostRow, Price
@@ -47,6 +45,8 @@ class Prices(Doors):
             InvalidAmountError: the quantity is none.
         """
         amount = price_rules.parse_quantity(quantity)
+        if self.mode == "off":
+            return Price(0, Pricing.FREE)
         row = yield from self._cost_row(organization_id, agent_type, action)
         return price_rules.price(
             row, agent_type=agent_type, action=action, quantity=amount, record_unpriced=unpriced == "record"

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ class _Live:
     reservation_id: str
     ttl_seconds: float
     renew_at: float
+    handle: weakref.ref[object]
 
 
 @dataclass(slots=True)
@@ -56,10 +58,11 @@ class Keeper:
 
     # -- live holds ------------------------------------------------------------------------------------------
 
-    def begin(self, organization_id: str, reservation_id: str, ttl: timedelta) -> None:
-        """Renew this hold from now on."""
+    def begin(self, handle: object, organization_id: str, reservation_id: str, ttl: timedelta) -> None:
+        """Renew this hold from now on, as long as somebody has its handle."""
         seconds = ttl.total_seconds()
-        live = _Live(organization_id, reservation_id, seconds, time.monotonic() + seconds / 3)
+        renew_at = time.monotonic() + seconds / 3
+        live = _Live(organization_id, reservation_id, seconds, renew_at, weakref.ref(handle))
         self._live[reservation_id] = live
         self._look_at(live.renew_at)
 
@@ -140,7 +143,10 @@ class Keeper:
     def _work(self) -> None:
         now = time.monotonic()
         for live in list(self._live.values()):
-            if live.renew_at <= now:
+            if live.handle() is None and live.reservation_id not in self._deferred:
+                # Dropped unsettled (an interrupt at the wrong moment): it ends with its time-to-live.
+                self._live.pop(live.reservation_id, None)
+            elif live.renew_at <= now:
                 live.renew_at = now + live.ttl_seconds / 3
                 self._submit(
                     Extend(

@@ -148,9 +148,9 @@ class Runner:
         """Queue a settlement and go on; safe in finalizers and signal handlers."""
         self._submit(operation)
 
-    def begin(self, organization_id: str, reservation_id: str, ttl: timedelta) -> None:
-        """Renew this hold until it is settled."""
-        self._keeper.begin(organization_id, reservation_id, ttl)
+    def begin(self, handle: object, organization_id: str, reservation_id: str, ttl: timedelta) -> None:
+        """Renew this hold until it is settled, or nobody has its handle any more."""
+        self._keeper.begin(handle, organization_id, reservation_id, ttl)
 
     def _submit(self, operation: Operation) -> None:
         pending = Pending(operation, settlement=isinstance(operation, Commit | Release))

@@ -65,7 +65,11 @@ def race(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 def drain(threads: int, attempts: int, charge: Callable[[int], bool]) -> int:
     """How many charges of one credit succeed when every thread tries ``attempts`` times."""
-    return sum(race(threads, lambda place: sum(charge(place) for _ in range(attempts))))
+    counts = race(threads, lambda place: sum(charge(place) for _ in range(attempts)))
+    for count in counts:
+        if isinstance(count, CreditsError):
+            raise count
+    return sum(counts)
 
 
 def test_64_threads_take_exactly_1000_of_1000_credits(services: list[SyncCreditService]) -> None:

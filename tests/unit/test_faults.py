@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,14 +114,15 @@ def test_an_empty_pool_is_away(sqlite_url: str) -> None:
 
 
 @pytest.fixture
-def postgres(postgresql_url: str) -> Engine:
+def postgres(postgresql_url: str) -> Iterator[Engine]:
     engine = create_engine(postgresql_url)
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO credit_accounts (organization_id, created_at, last_posted_at)"
             " VALUES ('acme', now(), now()), ('zeta', now(), now())"
         )
-    return engine
+    yield engine
+    engine.dispose()
 
 
 LOCK = "SELECT 1 FROM credit_accounts WHERE organization_id = '{}' FOR UPDATE"
@@ -133,7 +134,6 @@ def test_a_lock_time_out_is_locked(postgres: Engine) -> None:
     with postgres.connect() as holder:
         holder.exec_driver_sql(LOCK.format("acme"))
         error = failure(postgres, "SET LOCAL lock_timeout = '50ms'", LOCK.format("acme"))
-    postgres.dispose()
     assert classify(error) is Fault.LOCKED
 
 
@@ -143,8 +143,23 @@ def test_a_statement_time_out_of_the_operators_is_locked_too(postgres: Engine) -
     with postgres.connect() as holder:
         holder.exec_driver_sql(LOCK.format("acme"))
         error = failure(postgres, "SET LOCAL statement_timeout = '50ms'", LOCK.format("acme"))
-    postgres.dispose()
     assert classify(error) is Fault.LOCKED
+
+
+@pytest.mark.postgres
+def test_finished_work_is_settled_also_where_the_operator_ends_long_statements(postgres: Engine) -> None:
+    """A statement_timeout shorter than our lock time-out: the settlement is kept and booked once the lock is gone."""
+    url = postgres.url.update_query_dict({"options": "-c statement_timeout=100"})
+    with SyncCreditService(url) as service, postgres.connect() as holder:
+        service.grant_credits("acme", 10)
+        with service.reserve_credits(organization_id="acme", amount=4):
+            holder.exec_driver_sql(LOCK.format("acme"))
+        assert service.get_balance("acme").reserved == 4
+        holder.rollback()
+        deadline = time.monotonic() + 5
+        while not service.flush() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert service.get_balance("acme").spent == 4
 
 
 @pytest.mark.postgres
@@ -169,7 +184,6 @@ def test_a_dead_lock_is_a_conflict(postgres: Engine) -> None:
         time.sleep(0.05)
         lock(two, "acme")
         crossing.join()
-    postgres.dispose()
     assert [classify(error) for error in caught] == [Fault.CONFLICT]
 
 
@@ -183,7 +197,6 @@ def test_a_serialization_failure_is_a_conflict(postgres: Engine) -> None:
             other.exec_driver_sql(update)
         with pytest.raises(SQLAlchemyError) as caught:
             strict.exec_driver_sql(update)
-    postgres.dispose()
     assert classify(caught.value) is Fault.CONFLICT
 
 
@@ -195,7 +208,6 @@ def test_a_connection_that_is_ended_by_the_server_is_lost(postgres: Engine) -> N
         killer.exec_driver_sql(f"SELECT pg_terminate_backend({place})")
         with pytest.raises(SQLAlchemyError) as caught:
             doomed.exec_driver_sql("SELECT 1")
-    postgres.dispose()
     assert classify(caught.value) is Fault.LOST
 
 
@@ -203,7 +215,6 @@ def test_a_connection_that_is_ended_by_the_server_is_lost(postgres: Engine) -> N
 def test_a_transaction_that_may_not_write_is_away(postgres: Engine) -> None:
     """25006: a stand-by, or a server that an operator made read-only."""
     error = failure(postgres, "SET TRANSACTION READ ONLY", "DELETE FROM agent_action_costs")
-    postgres.dispose()
     assert classify(error) is Fault.AWAY
 
 
