@@ -35,6 +35,7 @@ class OpenCharges:
     organizations: list[str] = field(default_factory=list)
     events: list[hooks.CreditEvent] = field(default_factory=list)
     rolled_back_to_savepoint: bool = False
+    rolled_back: bool = False
     is_open: bool = True
 
     def holds(self, url: str, organization_id: str) -> bool:
@@ -89,6 +90,7 @@ def _watch_connection(connection: Connection) -> None:
         charges = _current(ended)
         if charges is not None:
             charges.is_open = False
+            charges.rolled_back = True
             charges.events.clear()
 
     @event.listens_for(connection, "rollback_savepoint")
@@ -154,11 +156,15 @@ def _fire_when_booked(charges: OpenCharges) -> None:
     runner = charges.runner
 
     def wait_and_fire() -> None:
-        for credit_event in events:
-            for pause_seconds in _LOOKS_SECONDS:
-                if _is_booked(runner, credit_event):
+        for pause_seconds in _LOOKS_SECONDS:
+            if charges.rolled_back:
+                return
+            booked = [credit_event for credit_event in events if _is_booked(runner, credit_event)]
+            if booked:
+                # One transaction: what is not there now was rolled back with its savepoint.
+                for credit_event in booked:
                     context.run(hooks.fire, credit_event)
-                    break
-                runner.pause(pause_seconds)
+                return
+            runner.pause(pause_seconds)
 
     runner.call_in_background(wait_and_fire)

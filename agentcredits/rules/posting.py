@@ -91,6 +91,11 @@ def _keyed(ledger: Ledger, operation: ops.KeyedOperation) -> KeyState | None:
     return known
 
 
+def _is_other_call(known: KeyState, operation: ops.KeyedOperation) -> bool:
+    """Whether another call stored this answer; not so when our own first try arrived and only its answer was lost."""
+    return known.result_id != operation.id
+
+
 def _remember(ledger: Ledger, operation: ops.KeyedOperation, now: datetime) -> None:
     place = (operation.key_kind or "", operation.key)
     if place in ledger.keys and place not in ledger.changes.new_keys:
@@ -107,7 +112,7 @@ def _create_account(ledger: Ledger, operation: ops.CreateAccount, now: datetime)
 def _grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:
     known = _keyed(ledger, operation)
     if known is not None:
-        return Outcome(ledger.grants[known.result_id], replayed=True)
+        return Outcome(ledger.grants[known.result_id], replayed=_is_other_call(known, operation))
     account = account_of(ledger)
     effective_at = operation.effective_at or now
     if operation.expires_at is not None and operation.expires_at <= max(effective_at, now):
@@ -190,7 +195,7 @@ def _void_grant(ledger: Ledger, operation: ops.VoidGrant, now: datetime) -> Outc
 def _consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     known = _keyed(ledger, operation)
     if known is not None:
-        return Outcome(ledger.rows[known.result_id], replayed=True)
+        return Outcome(ledger.rows[known.result_id], replayed=_is_other_call(known, operation))
     account = _known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
@@ -237,7 +242,7 @@ def _reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
         hold = ledger.holds[known.result_id]
         # A key belongs to a living attempt: after RELEASED or EXPIRED the same key makes a new hold.
         if hold.state in OPEN_STATES or _is_charged(hold):
-            return Outcome(hold, replayed=True)
+            return Outcome(hold, replayed=_is_other_call(known, operation))
     account = _known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
@@ -284,7 +289,7 @@ def _commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
         return Outcome(hold, replayed=True)
     if _is_charged(hold):
         if hold.requested_micros == requested:
-            return Outcome(hold, replayed=True)
+            return Outcome(hold, replayed=hold.transaction_id != operation.transaction_id)
         raise refusals.already_settled(hold)
     if hold.state is ReservationState.RELEASED:
         raise refusals.already_settled(hold)
@@ -417,7 +422,7 @@ def _mark_unknown(ledger: Ledger, operation: ops.MarkUnknown, now: datetime) -> 
 def _refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
     known = _keyed(ledger, operation)
     if known is not None:
-        return Outcome(ledger.rows[known.result_id], replayed=True)
+        return Outcome(ledger.rows[known.result_id], replayed=_is_other_call(known, operation))
     account = _known_account(ledger)
     charge = ledger.rows.get(operation.transaction_id)
     if charge is None or charge.type is not TransactionType.DEBIT:

@@ -311,14 +311,23 @@ class Runner:
             if mine and pending.lock.acquire(timeout=SLICE_SECONDS):
                 pending.lock.release()
         try:
-            self._ensure_ready()
-            with self._gate, self._exclusive(), self.engine.connect() as connection:
-                return function(connection)
+            try:
+                return self._read_once(function)
+            except SQLAlchemyError as error:
+                if classify(error) is not Fault.LOST:
+                    raise
+                # A pooled connection had been cut in the meantime; a read may simply be done again.
+                return self._read_once(function)
         except SQLAlchemyError as error:
             raise translate(error) from error
         finally:
             if self._closed and self._owns_engine:
                 self.engine.dispose()
+
+    def _read_once(self, function: Callable[[Connection], T]) -> T:
+        self._ensure_ready()
+        with self._gate, self._exclusive(), self.engine.connect() as connection:
+            return function(connection)
 
     async def aread(self, function: Callable[[Connection], T], *, organization_id: str | None = None) -> T:
         """Run a read in a private thread, the caller's contextvars copied."""

@@ -30,8 +30,10 @@ class Fault(Enum):
 
 
 _CONFLICT_STATES = {"40001", "40P01"}
-_LOCKED_STATES = {"55P03"}
+#: 57014: an operator's statement_timeout ended the wait.
+_LOCKED_STATES = {"55P03", "57014"}
 _AWAY_STATES = {"53100", "53200", "53300", "57P01", "57P02", "57P03", "25006"}
+_SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 _SCHEMA_STATES = {"42P01", "42703", "3F000"}
 
 
@@ -57,12 +59,12 @@ def classify(error: BaseException) -> Fault:
     words = str(error.orig).lower()
     if "locked" in words or "busy" in words:
         return Fault.LOCKED
-    if isinstance(error, OperationalError | ProgrammingError) and (
-        "no such table" in words or "no such column" in words
-    ):
+    if isinstance(error, OperationalError | ProgrammingError) and any(sign in words for sign in _SCHEMA_WORDS):
         return Fault.SCHEMA
     if isinstance(error.orig, sqlite3.Error):
-        return Fault.AWAY if isinstance(error, OperationalError) else Fault.DATA
+        # SQLITE_ERROR is a statement that is wrong; the other operational errors are the file's or the disk's.
+        wrong = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+        return Fault.AWAY if isinstance(error, OperationalError) and not wrong else Fault.DATA
     return Fault.AWAY if isinstance(error, OperationalError | InterfaceError) else Fault.DATA
 
 

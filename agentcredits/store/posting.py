@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, bindparam, delete, text
 
 from agentcredits.clock import Clock
 from agentcredits.rules.due import book_due
@@ -75,10 +76,12 @@ def _post_account(
     lock_timeout_seconds: float | None,
 ) -> list[Outcome]:
     ledger = Ledger(organization_id)
+    created = False
     row = dialect.lock_account(connection, organization_id, lock_timeout_seconds)
     if row is None and any(operation.creates_account for operation in operations):
         _create_account(connection, dialect, organization_id, clock)
         row = dialect.lock_account(connection, organization_id, lock_timeout_seconds)
+        created = True
     ledger.account = None if row is None else records.read_account(row)
     # The clock is read after the lock: a value from before the wait would be old.
     grants, now = dialect.load_open_grants(connection, organization_id)
@@ -90,8 +93,23 @@ def _post_account(
         loading.load_due_holds(connection, ledger, now)
         loading.load_named(connection, ledger, operations, fresh=fresh)
         book_due(ledger, now)
-    outcomes = [_snapshot(decide(ledger, operation, now)) for operation in operations]
+    outcomes = _decide_all(ledger, operations, now, opened=not created)
+    if created and ledger.account is None:
+        connection.execute(delete(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
     _write_back(connection, dialect, ledger)
+    return outcomes
+
+
+def _decide_all(ledger: Ledger, operations: Sequence[Operation], now: datetime, *, opened: bool) -> list[Outcome]:
+    """Decide in order. An account whose row was made for this batch is there from the first operation that opens it."""
+    account = ledger.account
+    outcomes = []
+    for operation in operations:
+        ledger.account = account if opened or operation.creates_account else None
+        outcome = decide(ledger, operation, now)
+        opened = opened or outcome.error is None
+        outcomes.append(_snapshot(outcome))
+    ledger.account = account if opened else None
     return outcomes
 
 

@@ -54,7 +54,6 @@ SAMPLES: list[Any] = [
     ),
     ActionCost("", "ContentAgent", "generate_content", Decimal("0.5"), NOW),
     Decision("acme", allowed=False, required_micros=10_000_000, available_micros=3_500_000),
-    DryRunResult("VideoAgent", "generate_video", 10_000_000, "dry run"),
     QuoteLine("VideoAgent", "generate_video", Decimal(2), 20_000_000),
 ]
 
@@ -163,6 +162,9 @@ def test_a_dry_run_result_is_falsy_and_reads_as_one_sentence() -> None:
     """``str()`` tells a language model what happened, without an exponent in the amount."""
     result = DryRunResult("VideoAgent", "generate_video", 10_000_000, "out of credits")
     assert not result
+    assert result.as_dict()["amount"] == 10
+    with pytest.raises(TypeError, match="not subscriptable"):
+        result["url"]  # type: ignore[index]  # a plan must not be taken for the result that it stands for
     assert str(result) == "Dry run: generate_video was not performed (out of credits); it would cost 10 credits."
 
 
