@@ -454,7 +454,7 @@ class CreditService(BaseService):
         free: bool = False,
         source: str | None = None,
     ) -> ActionCost:
-        """Set what an action costs; the row in force before is closed, so that history keeps its prices.
+        """Set what an action costs from now or later on; history keeps its prices.
 
         Args:
             agent_type: Or ``"*"``: every agent type.
@@ -462,7 +462,7 @@ class CreditService(BaseService):
             cost: Credits for one; 0 only with ``free=True``.
             organization_id: Only for this organization; None: the default for all.
             valid_from: From when; None: now.
-            valid_until: Until when (exclusive); None: until replaced.
+            valid_until: Until when (exclusive), after which the price before is in force again; None: until replaced.
             free: The action costs nothing, on purpose.
             source: Where the price comes from.
 

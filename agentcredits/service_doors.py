@@ -115,6 +115,7 @@ class Doors:
             case Read(function, organization_id):
                 return runner.read(function, organization_id=organization_id)
             case Write(function):
+                session.refuse_if_locked(self.lease.url, None)
                 with runner.write_connection() as connection:
                     return function(connection)
 

@@ -366,7 +366,7 @@ class SyncCreditService(BaseService):
         free: bool = False,
         source: str | None = None,
     ) -> ActionCost:
-        """Set what an action costs; the row in force before is closed, so that history keeps its prices.
+        """Set what an action costs from now or later on; history keeps its prices.
 
         Blocking form of :meth:`CreditService.set_cost`: same arguments, results and errors.
         """

@@ -51,16 +51,21 @@ def is_charging() -> bool:
     return _collecting.get() is not None
 
 
-def refuse_if_locked(url: str, organization_id: str) -> None:
+def refuse_if_locked(url: str, organization_id: str | None) -> None:
     """Raise at once when the caller's own open transaction holds the account: waiting would never end.
+
+    Args:
+        url: The database.
+        organization_id: Whose account; None: no account, but SQLite's one writer.
 
     Raises:
         AccountLockedError: a charge with ``session=`` is open in this thread or task.
     """
     for charges in _open.get():
         if charges.holds(url, organization_id):
+            who = "the database file" if organization_id is None else f"organization {organization_id}"
             raise AccountLockedError(
-                f"organization {organization_id} is locked by your open transaction: pass session= or commit first.",
+                f"{who} is locked by your open transaction: pass session= or commit first.",
                 context={"organization_id": organization_id},
                 suggestions=("Pass session= to this call too, or commit your transaction before it.",),
             )

@@ -38,7 +38,7 @@ class OpenCharges:
     rolled_back: bool = False
     is_open: bool = True
 
-    def holds(self, url: str, organization_id: str) -> bool:
+    def holds(self, url: str, organization_id: str | None) -> bool:
         """Whether the transaction keeps others from charging this organization (on SQLite: any)."""
         return self.is_open and self.url == url and (self.one_writer or organization_id in self.organizations)
 

@@ -60,7 +60,7 @@ def _expire_hold(ledger: Ledger, hold: HoldState, now: datetime) -> None:
     give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
     ledger.touch_hold(hold)
     hold.state = ReservationState.EXPIRED
-    hold.settled_at = now
+    hold.settled_at = hold.expires_at
     hold.reason = "no verdict from the provider" if unknown else "time-to-live ended"
 
 

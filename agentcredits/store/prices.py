@@ -46,9 +46,11 @@ def set_cost(
     source: str | None,
     clock: Clock | None,
 ) -> ActionCost:
-    """Give an action a new price from ``valid_from`` (None: now) on; the row in force before is closed then.
+    """Give an action a new price from ``valid_from`` (None: now) on.
 
-    Rows that would start at the same moment are replaced; later ones stay.
+    A price without an end closes the row in force before. A price for a time only lies over it, and it is in force
+    again afterwards (the row that became valid last wins). Rows that would start at the same moment are replaced;
+    later ones stay.
 
     Raises:
         InvalidInputError: the price would end before it starts.
@@ -63,15 +65,16 @@ def set_cost(
         (costs.c.organization_id == organization_id) & (costs.c.agent_type == agent_type) & (costs.c.action == action)
     )
     connection.execute(delete(costs).where(mine, costs.c.valid_from == start))
-    connection.execute(
-        update(costs)
-        .where(
-            mine,
-            costs.c.valid_from < start,
-            or_(costs.c.valid_until.is_(None), costs.c.valid_until > start),
+    if valid_until is None:
+        connection.execute(
+            update(costs)
+            .where(
+                mine,
+                costs.c.valid_from < start,
+                or_(costs.c.valid_until.is_(None), costs.c.valid_until > start),
+            )
+            .values(valid_until=start)
         )
-        .values(valid_until=start)
-    )
     connection.execute(
         insert(costs),
         {

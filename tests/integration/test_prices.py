@@ -255,6 +255,16 @@ def test_set_cost_closes_the_row_before_it(timed: SyncCreditService, clock: Fake
     assert cost(timed) == 2
 
 
+def test_a_price_for_a_time_lies_over_the_one_before(timed: SyncCreditService, clock: FakeClock) -> None:
+    """When it ends the price before is in force again: an action never loses its price by a sale."""
+    timed.set_cost("Agent", "act", 5)
+    clock.advance(timedelta(days=1))
+    timed.set_cost("Agent", "act", 3, valid_until=clock.now() + timedelta(days=7))
+    assert cost(timed) == 3
+    clock.advance(timedelta(days=7))
+    assert cost(timed) == 5
+
+
 def test_a_price_change_can_be_planned(timed: SyncCreditService, clock: FakeClock) -> None:
     """The old price stays in force until then, and both are listed as in force or to come."""
     timed.set_cost("Agent", "act", 1)

@@ -252,6 +252,19 @@ def test_the_account_is_refused_at_once_while_the_session_is_open(app: App) -> N
     assert app.available() == 10
 
 
+def test_a_price_is_not_set_while_the_session_holds_the_only_writer(app: App) -> None:
+    """On SQLite a price would wait for the caller's own transaction: it is refused at once; PostgreSQL takes it."""
+    with app.open() as session:
+        app.charge(1, session=session)
+        if "sqlite" in str(app.service.database_url):
+            with at_once(), pytest.raises(AccountLockedError, match="the database file is locked"):
+                app.service.set_cost("Agent", "act", 1)
+        else:
+            assert app.service.set_cost("Agent", "act", 1).cost == 1
+        session.commit()
+    assert app.service.set_cost("Agent", "act", 2).cost == 2
+
+
 @pytest.mark.parametrize("end", ["commit", "rollback", "close"])
 def test_the_account_is_free_again_after_the_session(app: App, end: str) -> None:
     """Commit, rollback and close each end the lock."""

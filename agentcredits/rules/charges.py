@@ -1,0 +1,164 @@
+"""Charges at once, and refunds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from agentcredits.amounts import from_micros
+from agentcredits.errors import (
+    RefundExceedsChargeError,
+    TransactionNotFoundError,
+)
+from agentcredits.model import (
+    Allocation,
+    Overage,
+    TransactionType,
+)
+from agentcredits.rules import burn_down, refusals
+from agentcredits.rules import operations as ops
+from agentcredits.rules.entries import (
+    ENDED,
+    book_breakage,
+    end_if_over,
+    grant_of,
+    next_event,
+    write_row,
+)
+from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
+from agentcredits.rules.state import Ledger, Row
+
+
+def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
+    """Charge at once, in burn-down order; short of credits it is refused, or (CAP) takes what is there."""
+    known = stored_answer(ledger, operation)
+    if known is not None:
+        return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
+    account = known_account(ledger)
+    amount = operation.amount_micros
+    usable = burn_down.usable(ledger.grants.values(), now) if amount else []
+    room = sum(grant.remaining_micros for grant in usable)
+    if amount > room:
+        if operation.overage is Overage.REJECT:
+            raise refusals.insufficient(account, room, amount, operation.activity)
+        charged = room
+    else:
+        charged = amount
+    allocations = burn_down.take(usable, charged)
+    for allocation in allocations:
+        ledger.touch_grant(grant_of(allocation)).spent_micros += allocation.amount_micros
+    account.spent_micros += charged
+    activity = operation.activity
+    row = write_row(
+        ledger,
+        TransactionType.DEBIT,
+        -charged,
+        now,
+        allocations,
+        id=operation.id,
+        agent_type=activity.agent_type,
+        action=activity.action,
+        quantity=activity.quantity,
+        project_id=activity.scopes.project_id,
+        department_id=activity.scopes.department_id,
+        user_id=activity.scopes.user_id,
+        run_id=activity.scopes.run_id,
+        request_id=activity.scopes.request_id,
+        idempotency_key=operation.key,
+        uncollected_micros=amount - charged,
+        pricing=activity.pricing,
+        dimensions=activity.dimensions_json,
+        metadata=activity.metadata_json,
+    )
+    remember(ledger, operation, now)
+    return Outcome(row)
+
+
+def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
+    """Give credits back to the grants they came from, newest allocation first, never above the charge."""
+    known = stored_answer(ledger, operation)
+    if known is not None:
+        return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
+    account = known_account(ledger)
+    charge = ledger.rows.get(operation.transaction_id)
+    if charge is None or charge.type is not TransactionType.DEBIT:
+        raise TransactionNotFoundError(
+            f"organization {ledger.organization_id} has no charge {operation.transaction_id}.",
+            context={"transaction_id": operation.transaction_id},
+        )
+    earlier = ledger.refunds.get(charge.id, [])
+    left = -charge.amount_micros - sum(row.amount_micros for row in earlier)
+    amount = left if operation.amount_micros is None else operation.amount_micros
+    if amount > left or left == 0:
+        raise RefundExceedsChargeError(
+            f"transaction {charge.id} charged {from_micros(-charge.amount_micros):f} credits,"
+            f" {from_micros(left):f} of them can still be refunded.",
+            context={
+                "transaction_id": charge.id,
+                "charged": from_micros(-charge.amount_micros),
+                "refundable": from_micros(left),
+                "requested": from_micros(amount),
+            },
+            fixes=({"param": "amount", "value": from_micros(left)},) if left else (),
+        )
+    allocations = _newest_first(charge, earlier, amount)
+    for allocation in allocations:
+        end_if_over(ledger, ledger.grants[grant_of(allocation)], now)
+    account.spent_micros -= amount
+    for allocation in allocations:
+        ledger.touch_grant(grant_of(allocation)).spent_micros -= allocation.amount_micros
+    row = write_row(
+        ledger,
+        TransactionType.REFUND,
+        amount,
+        now,
+        allocations,
+        id=operation.id,
+        agent_type=charge.agent_type,
+        action=charge.action,
+        project_id=charge.project_id,
+        department_id=charge.department_id,
+        user_id=charge.user_id,
+        run_id=charge.run_id,
+        refund_of=charge.id,
+        idempotency_key=operation.key,
+        reason=operation.reason,
+    )
+    ledger.refunds.setdefault(charge.id, []).append(row)
+    for allocation in allocations:
+        grant = ledger.grants[grant_of(allocation)]
+        if grant.status in ENDED:
+            book_breakage(ledger, grant, allocation.amount_micros, now)
+        else:
+            account.note_due(next_event(grant))
+    remember(ledger, operation, now)
+    return Outcome(row)
+
+
+def merge(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
+    """Neighbouring parts of the same grant as one."""
+    merged: list[Allocation] = []
+    for allocation in allocations:
+        if merged and merged[-1].grant_id == allocation.grant_id:
+            merged[-1] = Allocation(allocation.grant_id, merged[-1].amount_micros + allocation.amount_micros)
+        else:
+            merged.append(allocation)
+    return tuple(merged)
+
+
+def _newest_first(charge: Row, earlier: list[Row], amount_micros: int) -> tuple[Allocation, ...]:
+    """What a refund gives back to which grant: the charge's last allocation first, less earlier refunds."""
+    returned: dict[str | None, int] = {}
+    for row in earlier:
+        for allocation in row.allocations:
+            returned[allocation.grant_id] = returned.get(allocation.grant_id, 0) + allocation.amount_micros
+    parts: list[Allocation] = []
+    missing = amount_micros
+    for allocation in reversed(charge.allocations):
+        already = min(returned.get(allocation.grant_id, 0), allocation.amount_micros)
+        if already:
+            returned[allocation.grant_id] -= already
+        part = min(missing, allocation.amount_micros - already)
+        if part > 0:
+            parts.append(Allocation(allocation.grant_id, part))
+            missing -= part
+    return merge(tuple(parts))

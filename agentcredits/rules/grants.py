@@ -1,0 +1,125 @@
+"""Accounts and grants: opened, granted, voided."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from agentcredits.amounts import MAX_TOTAL_MICROS, from_micros
+from agentcredits.errors import (
+    GrantNotFoundError,
+    InvalidAmountError,
+    InvalidInputError,
+)
+from agentcredits.model import (
+    Allocation,
+    GrantCategory,
+    GrantStatus,
+    TransactionType,
+)
+from agentcredits.rules import operations as ops
+from agentcredits.rules.entries import (
+    ENDED,
+    account_of,
+    end_if_over,
+    next_event,
+    write_row,
+)
+from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
+from agentcredits.rules.state import GrantState, Ledger
+
+_GRANT_ROW_TYPE = {
+    GrantCategory.PAID: TransactionType.PURCHASE,
+    GrantCategory.PROMOTIONAL: TransactionType.CREDIT,
+    GrantCategory.PLAN: TransactionType.CREDIT,
+    GrantCategory.ADJUSTMENT: TransactionType.ADJUST,
+}
+
+
+def create_account(ledger: Ledger, operation: ops.CreateAccount, now: datetime) -> Outcome:
+    """The row is made by the store; there is nothing to decide."""
+    return Outcome(account_of(ledger))
+
+
+def grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:
+    """Add a block of credits: its whole amount is granted at once, and scheduled until it takes effect."""
+    known = stored_answer(ledger, operation)
+    if known is not None:
+        return Outcome(ledger.grants[known.result_id], replayed=is_other_call(known, operation))
+    account = account_of(ledger)
+    effective_at = operation.effective_at or now
+    if operation.expires_at is not None and operation.expires_at <= max(effective_at, now):
+        raise InvalidInputError(
+            "expires_at must be later than effective_at and later than now.",
+            reason="expires_in_the_past",
+            context={"parameter": "expires_at", "expires_at": operation.expires_at, "now": now},
+        )
+    if account.granted_micros + operation.amount_micros > MAX_TOTAL_MICROS:
+        raise InvalidAmountError(
+            f"organization {account.organization_id} cannot be granted more than"
+            f" {from_micros(MAX_TOTAL_MICROS):,f} credits in all.",
+            reason="total_too_large",
+        )
+    scheduled = effective_at > now
+    grant = GrantState(
+        id=operation.id,
+        status=GrantStatus.SCHEDULED if scheduled else GrantStatus.ACTIVE,
+        amount_micros=operation.amount_micros,
+        category=operation.category,
+        priority=operation.priority,
+        effective_at=effective_at,
+        created_at=now,
+        expires_at=operation.expires_at,
+        source=operation.source,
+    )
+    ledger.grants[grant.id] = grant
+    ledger.changes.new_grants.add(grant.id)
+    account.granted_micros += grant.amount_micros
+    account.scheduled_micros += grant.amount_micros if scheduled else 0
+    account.note_due(next_event(grant))
+    write_row(
+        ledger,
+        _GRANT_ROW_TYPE[grant.category],
+        grant.amount_micros,
+        now,
+        (Allocation(grant.id, grant.amount_micros),),
+        grant_id=grant.id,
+        idempotency_key=operation.key,
+        reason=operation.source,
+        metadata=operation.metadata_json,
+    )
+    remember(ledger, operation, now)
+    return Outcome(grant)
+
+
+def void_grant(ledger: Ledger, operation: ops.VoidGrant, now: datetime) -> Outcome:
+    """Take back what is left; what is held stays with its hold and is breakage when it comes back."""
+    account = known_account(ledger)
+    grant = ledger.grants.get(operation.grant_id)
+    if grant is None:
+        raise GrantNotFoundError(
+            f"organization {ledger.organization_id} has no grant {operation.grant_id}.",
+            context={"grant_id": operation.grant_id},
+        )
+    end_if_over(ledger, grant, now)
+    if grant.status in ENDED:
+        return Outcome(grant, replayed=True)
+    ledger.touch_grant(grant.id)
+    if grant.status is GrantStatus.SCHEDULED:
+        account.scheduled_micros -= grant.amount_micros
+    grant.status = GrantStatus.VOIDED
+    grant.voided_at = now
+    amount = grant.remaining_micros
+    if amount > 0:
+        grant.voided_micros += amount
+        account.voided_micros += amount
+        write_row(
+            ledger,
+            TransactionType.ADJUST,
+            -amount,
+            now,
+            (Allocation(grant.id, amount),),
+            grant_id=grant.id,
+            reason=operation.reason,
+        )
+    ledger.changes.account = True
+    return Outcome(grant)
