@@ -24,7 +24,7 @@ from agentcredits.execution import Execution, charged_execution, current_executi
 from agentcredits.model import DryRunResult, Pricing
 from agentcredits.reservation import Hold
 from agentcredits.runner.steps import Steps
-from agentcredits.service_core import ServiceCore
+from agentcredits.service.core import ServiceCore
 
 if TYPE_CHECKING:
     from agentcredits._meter import Meter

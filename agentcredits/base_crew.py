@@ -19,7 +19,7 @@ from agentcredits.model import Decision, Transaction
 from agentcredits.reservation import Hold, Reservation, ReservationRequest, SyncReservation
 from agentcredits.runner.steps import Steps
 from agentcredits.service import CreditService, SyncCreditService, core_of
-from agentcredits.service_core import ServiceCore
+from agentcredits.service.core import ServiceCore
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Hold)

@@ -26,7 +26,7 @@ from agentcredits.runner.runner import Deferred
 from agentcredits.runner.steps import Settle, Steps
 
 if TYPE_CHECKING:
-    from agentcredits.service_charges import Charges
+    from agentcredits.service.charges import Charges
 
 T = TypeVar("T")
 

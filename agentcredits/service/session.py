@@ -19,7 +19,7 @@ from agentcredits.errors import AccountLockedError, ConfigurationError, InvalidI
 from agentcredits.rules.operations import KeyedOperation, Operation
 from agentcredits.rules.posting import Outcome
 from agentcredits.runner.steps import Effect, Post, Read, Steps, drive
-from agentcredits.session_charges import OpenCharges, charges_in
+from agentcredits.service.session_charges import OpenCharges, charges_in
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import translate
 from agentcredits.store.posting import post
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
-    from agentcredits.service_doors import Doors
+    from agentcredits.service.doors import Doors
 
     Target = Session | Connection | AsyncSession | AsyncConnection
 

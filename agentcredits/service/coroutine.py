@@ -23,7 +23,7 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.reservation import Hold, Reservation, ReservationRequest
-from agentcredits.service_base import BaseService
+from agentcredits.service.base import BaseService
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

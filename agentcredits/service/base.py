@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from agentcredits.clock import Clock
 from agentcredits.runner.registry import Database
 from agentcredits.runner.runner import in_fresh_thread
-from agentcredits.service_core import ServiceCore
+from agentcredits.service.core import ServiceCore
 
 if TYPE_CHECKING:
     from agentcredits.settings import Settings

@@ -7,7 +7,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from agentcredits import arguments
 from agentcredits.amounts import MAX_AMOUNT_MICROS, Amount, to_micros
 from agentcredits.clock import as_utc
 from agentcredits.errors import (
@@ -32,7 +31,8 @@ from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
 from agentcredits.rules import refusals
 from agentcredits.runner.steps import Read, Steps
-from agentcredits.service_charges import Charges
+from agentcredits.service import arguments
+from agentcredits.service.charges import Charges
 from agentcredits.store import queries, verification
 
 

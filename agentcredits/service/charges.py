@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from agentcredits import arguments
 from agentcredits.amounts import Amount, to_micros
 from agentcredits.ids import check_text, encode_json, new_id, scope_id
 from agentcredits.model import (
@@ -20,7 +19,8 @@ from agentcredits.model import (
 from agentcredits.reservation import Hold
 from agentcredits.rules import operations as ops
 from agentcredits.runner.steps import Read, Steps
-from agentcredits.service_prices import Prices
+from agentcredits.service import arguments
+from agentcredits.service.prices import Prices
 from agentcredits.store import queries
 
 

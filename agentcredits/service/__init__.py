@@ -8,10 +8,10 @@ import warnings
 from agentcredits.clock import Clock
 from agentcredits.errors import AgentCreditsWarning
 from agentcredits.runner.registry import Database
-from agentcredits.service_async import CreditService
-from agentcredits.service_base import follow
-from agentcredits.service_core import ServiceCore
-from agentcredits.service_sync import SyncCreditService
+from agentcredits.service.base import follow
+from agentcredits.service.blocking import SyncCreditService
+from agentcredits.service.core import ServiceCore
+from agentcredits.service.coroutine import CreditService
 
 _lock = threading.RLock()
 _default: CreditService | None = None

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from agentcredits import hooks, session
+from agentcredits import hooks
 from agentcredits.clock import Clock
 from agentcredits.context import current_context, merge_metadata
 from agentcredits.errors import (
@@ -21,7 +21,6 @@ from agentcredits.model import (
     Scopes,
     Transaction,
 )
-from agentcredits.price_book import PriceBook
 from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
 from agentcredits.rules.posting import Outcome
@@ -29,6 +28,8 @@ from agentcredits.rules.state import GrantState, HoldState, Row
 from agentcredits.runner.registry import Database, Lease
 from agentcredits.runner.runner import Runner
 from agentcredits.runner.steps import Effect, Post, Read, Settle, Steps, Write, adrive, drive
+from agentcredits.service import session
+from agentcredits.service.price_book import PriceBook
 from agentcredits.store import records
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from agentcredits import session
 from agentcredits.amounts import Amount, from_micros, to_micros
 from agentcredits.clock import as_utc
 from agentcredits.errors import (
@@ -21,7 +20,8 @@ from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
 from agentcredits.rules.pricing import CostRow, Price
 from agentcredits.runner.steps import Read, Steps, Write
-from agentcredits.service_doors import Doors
+from agentcredits.service import session
+from agentcredits.service.doors import Doors
 from agentcredits.store import prices
 
 
