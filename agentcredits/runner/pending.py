@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import _thread
-import asyncio
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcredits.rules.operations import Operation
 from agentcredits.rules.posting import Outcome
+
+if TYPE_CHECKING:
+    import asyncio
 
 Answer = Outcome | BaseException
 """An outcome of the rules, or what kept the operation from being booked."""

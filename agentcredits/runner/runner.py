@@ -6,7 +6,6 @@ before anybody waits, so that no interrupt or cancellation can lose it.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import os
@@ -17,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from agentcredits.clock import Clock
 from agentcredits.errors import CreditsError, StoreUnavailableError
@@ -36,6 +34,9 @@ from agentcredits.store import upgrade
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import Fault, classify, translate
 from agentcredits.store.posting import post
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 logger = logging.getLogger("agentcredits")
@@ -134,7 +135,7 @@ class Runner:
 
     async def apost(self, operation: Operation) -> Outcome:
         """Coroutine door. A cancelled wait means "not started, or finished"; a hold made for nobody is released."""
-        return await self._await(AsyncPending(operation, asyncio.get_running_loop()))
+        return await self._await(AsyncPending(operation, _running_loop()))
 
     def settle(self, operation: Commit | Release) -> Outcome:
         """Blocking settlement that cannot be lost; :class:`Deferred` when the store is away."""
@@ -142,7 +143,7 @@ class Runner:
 
     async def asettle(self, operation: Commit | Release) -> Outcome:
         """Settlement from a coroutine: queued before the first await, so that cancelling the wait loses nothing."""
-        return await self._await(AsyncPending(operation, asyncio.get_running_loop(), settlement=True))
+        return await self._await(AsyncPending(operation, _running_loop(), settlement=True))
 
     def settle_in_background(self, operation: Commit | Release) -> None:
         """Queue a settlement and go on; safe in finalizers and signal handlers."""
@@ -252,7 +253,9 @@ class Runner:
         except SQLAlchemyError as error:
             if not attempts.may_repeat(error):
                 raise
-        # Nearly every posting ends above; the machinery of retrying is set up only where it is needed.
+        # Nearly every posting ends above; the machinery of retrying is imported and set up only where it is needed.
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
         retrying = Retrying(
             retry=retry_if_exception(attempts.may_repeat),
             stop=stop_after_delay(self._limits.retry_seconds),
@@ -336,7 +339,7 @@ class Runner:
     async def acall(self, function: Callable[[], T]) -> T:
         """Run a blocking function in a private thread, the caller's contextvars copied."""
         context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._executor(), context.run, function)
+        return await _running_loop().run_in_executor(self._executor(), context.run, function)
 
     def call_in_background(self, function: Callable[[], object]) -> None:
         """Run a function in a private thread and go on."""
@@ -427,10 +430,17 @@ class Runner:
         self._begin_life()
 
 
+def _running_loop() -> asyncio.AbstractEventLoop:
+    # Imported by whoever runs a loop; blocking programs are spared it.
+    import asyncio
+
+    return asyncio.get_running_loop()
+
+
 async def in_fresh_thread(function: Callable[[], T]) -> T:
     """Run a blocking function in a thread that belongs to no runner (it may be closing one)."""
     with ThreadPoolExecutor(1, thread_name_prefix="agentcredits-closer") as executor:
-        return await asyncio.get_running_loop().run_in_executor(executor, function)
+        return await _running_loop().run_in_executor(executor, function)
 
 
 #: What a forked child inherited: never used, never finalized (closing it would disturb the parent).

@@ -10,7 +10,6 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table
@@ -207,6 +206,8 @@ def _configuration(attributes: dict[str, Any], output_buffer: io.StringIO | None
 
     config = Config(output_buffer=output_buffer, attributes=attributes)
     # ConfigParser reads % as interpolation, and a path may hold one.
+    from importlib.resources import files
+
     config.set_main_option("script_location", str(files("agentcredits_migrations")).replace("%", "%%"))
     return config
 
