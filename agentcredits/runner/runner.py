@@ -11,9 +11,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -357,17 +357,30 @@ class Runner:
                     self._readers = ThreadPoolExecutor(self._limits.posters, thread_name_prefix="agentcredits-reader")
         return self._readers
 
-    @contextmanager
-    def write_connection(self) -> Iterator[Connection]:
-        """A write transaction of one's own for what is no ledger operation (prices, schema)."""
+    def write(self, function: Callable[[Connection], T]) -> T:
+        """Run a write that is no ledger operation (prices) in a transaction of its own."""
         try:
             self._ensure_ready()
-            with self._gate, self._exclusive(), self.engine.connect() as connection:
-                self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
-                yield connection
+            with self._gate, self._exclusive(), self._begun() as connection:
+                value = function(connection)
                 connection.commit()
+                return value
         except SQLAlchemyError as error:
             raise translate(error) from error
+
+    def _begun(self) -> Connection:
+        """A connection in a write transaction; a pooled one that had been cut in the meantime is replaced once."""
+        for last in (False, True):
+            connection = self.engine.connect()
+            try:
+                self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
+            except SQLAlchemyError as error:
+                connection.close()
+                if last or classify(error) is not Fault.LOST:
+                    raise
+            else:
+                return connection
+        raise AssertionError("neither begun nor refused")
 
     def _exclusive(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._one_connection is None else self._one_connection

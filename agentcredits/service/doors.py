@@ -117,8 +117,7 @@ class Doors:
                 return runner.read(function, organization_id=organization_id)
             case Write(function):
                 session.refuse_if_locked(self.lease.url, None)
-                with runner.write_connection() as connection:
-                    return function(connection)
+                return runner.write(function)
 
     async def _aperform(self, effect: Effect) -> Any:
         runner = self.runner

@@ -406,3 +406,32 @@ def test_off_is_possible_in_code_only(database_url: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("AGENTCREDITS_MODE", "off")
     with pytest.raises(ConfigurationError, match="not allowed"):
         agentcredits.SyncCreditService(database_url)
+
+
+@pytest.mark.postgres
+def test_a_connection_that_was_cut_between_two_calls_is_replaced(postgresql_url: str) -> None:
+    """A restart of the server or a firewall cuts pooled connections: charges, reads and prices go on."""
+    with SyncCreditService(postgresql_url) as service:
+        service.grant_credits("acme", 10)
+        for number, call in enumerate(
+            (
+                lambda: service.consume_credits(organization_id="acme", amount=1),
+                lambda: service.get_balance("acme"),
+                lambda: service.set_cost("Agent", "act", 1),
+            ),
+            start=1,
+        ):
+            assert cut_connections(postgresql_url) >= 1, number
+            assert call()
+        assert service.get_balance("acme").spent == 1
+
+
+def cut_connections(url: str) -> int:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        cut = connection.exec_driver_sql(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).scalar_one()
+    engine.dispose()
+    return int(cut)
