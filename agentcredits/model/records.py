@@ -1,78 +1,18 @@
-"""The records that the public API takes and returns: frozen, slotted, with amounts in micro-credits.
-
-Fields that end in ``_micros`` are integer micro-credits; the property of the same name without the ending is the
-same amount in Decimal credits.
-"""
+"""What the ledger holds: balances, grants, rows, reservations, prices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from agentcredits.amounts import from_micros
-
-T = TypeVar("T")
-
-
-class GrantCategory(StrEnum):
-    """Where a grant comes from. Within equal priority and expiry, promotional burns first and paid last."""
-
-    PROMOTIONAL = "promotional"
-    PLAN = "plan"
-    ADJUSTMENT = "adjustment"
-    PAID = "paid"
+from agentcredits.model.words import GrantCategory, GrantStatus, Pricing, ReservationState, TransactionType
 
 
-class GrantStatus(StrEnum):
-    """What the ledger has booked of a grant's life so far."""
-
-    SCHEDULED = "scheduled"
-    ACTIVE = "active"
-    EXPIRED = "expired"
-    VOIDED = "voided"
-
-
-class ReservationState(StrEnum):
-    """ACTIVE → COMMITTED / RELEASED / EXPIRED; UNKNOWN: the provider's verdict is awaited."""
-
-    ACTIVE = "active"
-    UNKNOWN = "unknown"
-    COMMITTED = "committed"
-    RELEASED = "released"
-    EXPIRED = "expired"
-
-
-class TransactionType(StrEnum):
-    """The kinds of immutable ledger rows."""
-
-    PURCHASE = "purchase"
-    CREDIT = "credit"
-    DEBIT = "debit"
-    REFUND = "refund"
-    EXPIRE = "expire"
-    ADJUST = "adjust"
-
-
-class Overage(StrEnum):
-    """What a commit above the reserved amount does."""
-
-    REJECT = "reject"
-    CAP = "cap"
-
-
-class Pricing(StrEnum):
-    """How an amount came about: from a price, explicitly free, or recorded without a price."""
-
-    PRICED = "priced"
-    FREE = "free"
-    UNPRICED = "unpriced"
-
-
-class _MicrosAsCredits:
+class MicrosAsCredits:
     """Gives ``x`` for every field ``x_micros``, and mapping access by name."""
 
     __slots__ = ()
@@ -121,7 +61,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance(_MicrosAsCredits):
+class Balance(MicrosAsCredits):
     """An account at one moment: ``available = granted - scheduled - spent - reserved - expired - voided``.
 
     True and signed; ``balance["available"]`` and ``balance.available`` are the same Decimal.
@@ -195,11 +135,11 @@ class Balance(_MicrosAsCredits):
 
     def keys(self) -> tuple[str, ...]:
         """Names for mapping access."""
-        return (*_MicrosAsCredits.keys(self), "available", "available_micros", "debt", "debt_micros")
+        return (*MicrosAsCredits.keys(self), "available", "available_micros", "debt", "debt_micros")
 
 
 @dataclass(frozen=True, slots=True)
-class CreditGrant(_MicrosAsCredits):
+class CreditGrant(MicrosAsCredits):
     """A block of credits; see :class:`GrantStatus`. ``remaining`` is neither spent, held, expired nor voided."""
 
     organization_id: str
@@ -256,11 +196,11 @@ class CreditGrant(_MicrosAsCredits):
 
     def keys(self) -> tuple[str, ...]:
         """Names for mapping access."""
-        return (*_MicrosAsCredits.keys(self), "remaining", "remaining_micros")
+        return (*MicrosAsCredits.keys(self), "remaining", "remaining_micros")
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction(_MicrosAsCredits):
+class Transaction(MicrosAsCredits):
     """An immutable ledger row. ``amount`` is signed; ``seq`` is gapless per account and orders its history.
 
     ``balance_after`` is granted - spent - expired - voided after the row: holds are not counted.
@@ -324,7 +264,7 @@ class Transaction(_MicrosAsCredits):
 
 
 @dataclass(frozen=True, slots=True)
-class ReservationRecord(_MicrosAsCredits):
+class ReservationRecord(MicrosAsCredits):
     """What the ledger knows of a hold."""
 
     organization_id: str
@@ -377,7 +317,7 @@ class ReservationRecord(_MicrosAsCredits):
 
 
 @dataclass(frozen=True, slots=True)
-class ActionCost(_MicrosAsCredits):
+class ActionCost(MicrosAsCredits):
     """One row of ``agent_action_costs``: a flat price in credits. ``organization_id`` '' is the default."""
 
     organization_id: str
@@ -389,177 +329,3 @@ class ActionCost(_MicrosAsCredits):
     free: bool = False
     source: str | None = None
     created_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Decision(_MicrosAsCredits):
-    """The answer of ``check_credits``: whether the action would be allowed now. Truthy when it would."""
-
-    organization_id: str
-    allowed: bool
-    required_micros: int
-    available_micros: int
-    reason: str | None = None
-    limit_source: str | None = None
-    retryable: bool = False
-    message: str = ""
-    suggestions: tuple[str, ...] = ()
-    fixes: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def required(self) -> Decimal:
-        """Credits that the action costs."""
-        return from_micros(self.required_micros)
-
-    @property
-    def available(self) -> Decimal:
-        """Credits that can be spent now."""
-        return from_micros(self.available_micros)
-
-    @property
-    def shortfall_micros(self) -> int:
-        """How much is missing, in micros."""
-        return max(0, self.required_micros - self.available_micros)
-
-    @property
-    def shortfall(self) -> Decimal:
-        """How many credits are missing."""
-        return from_micros(self.shortfall_micros)
-
-    def __bool__(self) -> bool:
-        return self.allowed
-
-    def keys(self) -> tuple[str, ...]:
-        """Names for mapping access."""
-        return (*_MicrosAsCredits.keys(self), "shortfall", "shortfall_micros")
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedAction:
-    """One line of a plan to be priced by ``quote``."""
-
-    agent_type: str
-    action: str
-    quantity: int | Decimal = 1
-    dimensions: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class QuoteLine(_MicrosAsCredits):
-    """One priced line of a quote."""
-
-    agent_type: str
-    action: str
-    quantity: Decimal
-    amount_micros: int
-
-    @property
-    def amount(self) -> Decimal:
-        """Credits."""
-        return from_micros(self.amount_micros)
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """A priced plan and whether the account could pay it now."""
-
-    organization_id: str
-    lines: tuple[QuoteLine, ...]
-    decision: Decision
-
-    @property
-    def total_micros(self) -> int:
-        """The whole plan, in micros."""
-        return sum(line.amount_micros for line in self.lines)
-
-    @property
-    def total(self) -> Decimal:
-        """The whole plan, in credits."""
-        return from_micros(self.total_micros)
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the account could pay the whole plan now."""
-        return self.decision.allowed
-
-
-@dataclass(frozen=True, slots=True)
-class DryRunResult:
-    """What comes back instead of a result when nothing was done: a priced plan. Falsy.
-
-    ``str()`` is one sentence that is fit to be read by an LLM.
-    """
-
-    agent_type: str
-    action: str
-    amount_micros: int
-    reason: str
-    prompt: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    dimensions: Mapping[str, Any] = field(default_factory=dict)
-    fixes: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def amount(self) -> Decimal:
-        """Credits that the action would have cost."""
-        return from_micros(self.amount_micros)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data. There is no access by key: a plan must not be taken for the result that it stands for."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"amount": self.amount}
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __str__(self) -> str:
-        return f"Dry run: {self.action} was not performed ({self.reason}); it would cost {self.amount:f} credits."
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """A page of a history; pass ``next_cursor`` back to go on, None at the end."""
-
-    items: tuple[T, ...]
-    next_cursor: int | None = None
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyProblem:
-    """One difference that ``verify`` found."""
-
-    organization_id: str
-    check: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """The answer of ``verify``: truthy when every counter equals what its rows say."""
-
-    accounts: int
-    transactions: int
-    problems: tuple[VerifyProblem, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """No difference found."""
-        return not self.problems
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-
-@dataclass(frozen=True, slots=True)
-class SweepReport:
-    """What ``sweep`` booked: accounts visited, holds that expired (those awaiting a verdict listed), grant ends."""
-
-    accounts: int
-    expired_reservations: int
-    expired_grants: int
-    expired_unknown: tuple[str, ...] = ()

@@ -1,0 +1,59 @@
+"""The words that the ledger stores: categories, states, types."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class GrantCategory(StrEnum):
+    """Where a grant comes from. Within equal priority and expiry, promotional burns first and paid last."""
+
+    PROMOTIONAL = "promotional"
+    PLAN = "plan"
+    ADJUSTMENT = "adjustment"
+    PAID = "paid"
+
+
+class GrantStatus(StrEnum):
+    """What the ledger has booked of a grant's life so far."""
+
+    SCHEDULED = "scheduled"
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    VOIDED = "voided"
+
+
+class ReservationState(StrEnum):
+    """ACTIVE → COMMITTED / RELEASED / EXPIRED; UNKNOWN: the provider's verdict is awaited."""
+
+    ACTIVE = "active"
+    UNKNOWN = "unknown"
+    COMMITTED = "committed"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class TransactionType(StrEnum):
+    """The kinds of immutable ledger rows."""
+
+    PURCHASE = "purchase"
+    CREDIT = "credit"
+    DEBIT = "debit"
+    REFUND = "refund"
+    EXPIRE = "expire"
+    ADJUST = "adjust"
+
+
+class Overage(StrEnum):
+    """What a commit above the reserved amount does."""
+
+    REJECT = "reject"
+    CAP = "cap"
+
+
+class Pricing(StrEnum):
+    """How an amount came about: from a price, explicitly free, or recorded without a price."""
+
+    PRICED = "priced"
+    FREE = "free"
+    UNPRICED = "unpriced"
