@@ -169,7 +169,8 @@ class Runner:
             self._lanes.put(pending)
             while not pending.lock.acquire(timeout=SLICE_SECONDS):
                 if not self._lanes.alive:
-                    self._revive(pending)
+                    # The posters ended (interpreter shutdown, closed at the same moment): post what waits right here.
+                    self._lanes.stop(0)
         except BaseException:
             self._leave(pending)
             raise
@@ -192,12 +193,6 @@ class Runner:
         release = None if pending.answer is None else release_of(pending.operation, pending.answer)
         if release is not None:
             self._submit(release)
-
-    def _revive(self, pending: Pending) -> None:
-        """The posters ended (interpreter shutdown, or closed at the same moment): post what waits right here."""
-        self._lanes.stop(0)
-        if pending.answer is None and not pending.lock.locked():
-            return
 
     @staticmethod
     def _unpack(answer: Answer | None) -> Outcome:

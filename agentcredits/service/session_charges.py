@@ -159,11 +159,12 @@ def _fire_when_booked(charges: OpenCharges) -> None:
         for pause_seconds in _LOOKS_SECONDS:
             if charges.rolled_back:
                 return
-            booked = [credit_event for credit_event in events if _is_booked(runner, credit_event)]
-            if booked:
-                # One transaction: what is not there now was rolled back with its savepoint.
-                for credit_event in booked:
-                    context.run(hooks.fire, credit_event)
+            if any(_is_booked(runner, credit_event) for credit_event in events):
+                # One transaction: now that one of them is there, all are, but those of a savepoint rolled back. (They
+                # are looked at anew: the COMMIT may have come through between two of the looks above.)
+                for credit_event in events:
+                    if _is_booked(runner, credit_event):
+                        context.run(hooks.fire, credit_event)
                 return
             runner.pause(pause_seconds)
 
