@@ -23,6 +23,7 @@ from agentcredits.errors import (
 from agentcredits.execution import Execution, charged_execution, current_execution
 from agentcredits.model import DryRunResult, Pricing
 from agentcredits.reservation import Hold
+from agentcredits.rules.pricing import Price
 from agentcredits.runner.steps import Steps
 from agentcredits.service.core import ServiceCore
 
@@ -116,10 +117,9 @@ class Call:
         meter, core, context = self._meter, self._core, self._context
         quantity = self._value(meter.quantity, 1)
         dimensions: Mapping[str, Any] | None = self._value(meter.dimensions, None)
-        pricing = Pricing.PRICED
         estimate = self._value(meter.estimate, None)
         if estimate is not None:
-            amount_micros = to_micros(estimate, name="estimate", allow_zero=True)
+            price = Price(to_micros(estimate, name="estimate", allow_zero=True))
         else:
             price = yield from core.price(
                 organization_id=context.organization_id,
@@ -129,17 +129,15 @@ class Call:
                 dimensions=dimensions,
                 unpriced=meter.unpriced,
             )
-            amount_micros, pricing = price.amount_micros, price.pricing
         if context.dry_run:
-            return self._plan(amount_micros, "dry_run", dimensions)
+            return self._plan(price.amount_micros, "dry_run", dimensions)
         metadata = merge_metadata(context, self._value(meter.metadata, None))
-        if pricing is Pricing.UNPRICED:
+        if price.pricing is Pricing.UNPRICED:
             _warn_unpriced(self._agent_type, meter.action)
         try:
             self._hold = yield from core.reserve(
                 organization_id=context.organization_id,
-                amount_micros=amount_micros,
-                pricing=pricing,
+                price=price,
                 agent_type=self._agent_type,
                 action=meter.action,
                 quantity=quantity,
@@ -152,7 +150,7 @@ class Call:
         except (InsufficientCreditsError, CreditLimitExceededError) as refusal:
             if meter.on_exhausted == "raise":
                 raise
-            return self._plan(amount_micros, refusal.reason, dimensions, refusal.fixes)
+            return self._plan(price.amount_micros, refusal.reason, dimensions, refusal.fixes)
         return None
 
     def _value(self, given: Any, default: Any) -> Any:

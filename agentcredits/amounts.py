@@ -18,6 +18,8 @@ DECIMALS: Final = 6
 #: The largest single amount, 9.0e9 credits: exact in a JavaScript number, and a thousand of them fit a BIGINT.
 MAX_AMOUNT_MICROS: Final = 2**53 - 1
 
+_MAX_WHOLE_CREDITS: Final = MAX_AMOUNT_MICROS // MICROS_PER_CREDIT
+
 #: The largest total that an account may ever be granted; leaves room in a signed 64-bit counter.
 MAX_TOTAL_MICROS: Final = 9 * 10**18
 
@@ -68,6 +70,8 @@ def to_micros(value: Any, *, name: str = "amount", allow_zero: bool = False) -> 
     Raises:
         InvalidAmountError: not a number, negative, zero where it makes no sense, more than 6 decimals, too large.
     """
+    if type(value) is int and 0 < value <= _MAX_WHOLE_CREDITS:
+        return value * MICROS_PER_CREDIT
     number = parse_decimal(value, name=name)
     if number and number.adjusted() > 12:
         raise _too_large(name)

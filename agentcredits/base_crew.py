@@ -265,7 +265,11 @@ class BaseCrew:
             )
             return (
                 yield from core.check(
-                    organization_id=context.organization_id, amount_micros=price.amount_micros, **named
+                    organization_id=context.organization_id,
+                    amount_micros=price.amount_micros,
+                    scopes=context.scopes,
+                    refusal=price.refusal,
+                    **named,
                 )
             )
 
@@ -288,8 +292,7 @@ class BaseCrew:
             return (
                 yield from core.consume(
                     organization_id=context.organization_id,
-                    amount_micros=price.amount_micros,
-                    pricing=price.pricing,
+                    price=price,
                     metadata=merge_metadata(context, metadata),
                     scopes=context.scopes,
                     idempotency_key=idempotency_key,
@@ -318,8 +321,7 @@ class BaseCrew:
             price = yield from core.amount_for(organization_id=context.organization_id, amount=amount, **facts)
             hold = yield from core.reserve(
                 organization_id=context.organization_id,
-                amount_micros=price.amount_micros,
-                pricing=price.pricing,
+                price=price,
                 metadata=merge_metadata(context, metadata),
                 scopes=context.scopes,
                 ttl=ttl,

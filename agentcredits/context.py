@@ -11,10 +11,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from decimal import Decimal
 from types import MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
+from agentcredits.amounts import Amount, from_micros, to_micros
 from agentcredits.errors import InvalidInputError, MissingContextError
 from agentcredits.execution import Execution, _innermost
 from agentcredits.ids import new_id, optional_scope_id, scope_id
@@ -61,10 +63,12 @@ class RequestContext:
         run_id: Ties several requests to one run.
         dry_run: Actions that declare a dry run return their priced plan, all others are refused before they start.
         metadata: Copied; written beside every charge, the charge's own metadata wins.
+        max_credits: The most that the run may cost; a run's id is made when ``run_id`` is left out.
 
     Raises:
         InvalidInputError: an id that is no text or UUID, is empty, over 255 characters, or has a NUL character or a
             lone surrogate; ``dry_run`` that is no bool; ``metadata`` that is no mapping.
+        InvalidAmountError: ``max_credits`` that is no amount.
     """
 
     organization_id: str
@@ -75,6 +79,7 @@ class RequestContext:
     run_id: str | None = None
     dry_run: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    max_credits: Decimal | None = None
 
     # Written out, because the attributes are texts while UUIDs may be passed.
     def __init__(
@@ -87,6 +92,7 @@ class RequestContext:
         run_id: str | UUID | None = None,
         dry_run: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        max_credits: Amount | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "organization_id", scope_id(organization_id, name="organization_id"))
@@ -94,6 +100,10 @@ class RequestContext:
         put(self, "department_id", optional_scope_id(department_id, name="department_id"))
         put(self, "user_id", optional_scope_id(user_id, name="user_id"))
         put(self, "request_id", new_id() if request_id is None else scope_id(request_id, name="request_id"))
+        cap_micros = None if max_credits is None else to_micros(max_credits, name="max_credits", allow_zero=True)
+        put(self, "max_credits", None if cap_micros is None else from_micros(cap_micros))
+        if run_id is None and cap_micros is not None:
+            run_id = new_id()
         put(self, "run_id", optional_scope_id(run_id, name="run_id"))
         if not isinstance(dry_run, bool):
             # "false" and 0 from a query string must not decide by their truth value whether credits are spent.
@@ -112,6 +122,7 @@ class RequestContext:
             user_id=self.user_id,
             run_id=self.run_id,
             request_id=self.request_id,
+            run_max_micros=None if self.max_credits is None else to_micros(self.max_credits, allow_zero=True),
         )
 
 
@@ -175,6 +186,7 @@ class use_context:  # noqa: N801  # reads as a statement: ``with use_context(ctx
         run_id: str | UUID | None = None,
         dry_run: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        max_credits: Amount | None = None,
     ) -> None: ...
 
     def __init__(self, context: RequestContext | None = None, /, **fields: Any) -> None:

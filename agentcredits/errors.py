@@ -18,7 +18,8 @@ class CreditsError(Exception):
     Args:
         message: One sentence for a person; the class's ``default_message`` when left out.
         reason: Stable machine-readable cause; the class's ``code`` when left out.
-        limit_source: What said no: ``"balance"``, ``"reservation"``, ``"limit"``, ``"price"``, ``"store"`` …
+        limit_source: What said no: ``"balance"``, ``"reservation"``, ``"price"``, ``"store"``, or the scope of a limit
+            (``"organization"``, ``"department"``, ``"user"``, ``"run"`` …).
         retryable: Whether the same call can succeed later without anybody changing anything.
         context: Numbers and ids behind the sentence; amounts in credits (Decimal).
         suggestions: Sentences that say how to get on.
@@ -130,6 +131,14 @@ class CreditLimitExceededError(CreditsError):
     http_status = 402
     default_message = "A credit limit is reached."
     default_limit_source = "limit"
+
+
+class LimitNotFoundError(CreditsError):
+    """The organization has no such limit (another organization's answers the same)."""
+
+    code = "limit_not_found"
+    http_status = 404
+    default_message = "There is no such limit."
 
 
 class OverageRejectedError(CreditsError):

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from agentcredits.model import ReservationRecord, Transaction
+from agentcredits.model import Denial, LimitCrossing, ReservationRecord, Transaction
 
 logger = logging.getLogger("agentcredits")
 
-EventName = Literal["charged", "refunded", "uncollected", "settled", "settlement_deferred"]
+EventName = Literal[
+    "charged", "refunded", "uncollected", "settled", "settlement_deferred", "limit_crossed", "would_refuse"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,16 @@ class CreditEvent:
     ``charged``: a charge at once (``transaction``). ``refunded``: a refund (``transaction``). ``settled``: a hold was
     charged or given back (``reservation``). ``uncollected``: an over-run could not be charged in full.
     ``settlement_deferred``: the work is done and the store is away; the settlement is kept and retried.
+    ``limit_crossed``: a charge reached a soft limit or warn threshold for the first time in its window (``crossing``).
+    ``would_refuse``: mode "observe" let pass what "enforce" would have refused (``denial``).
     """
 
     name: EventName
     organization_id: str
     transaction: Transaction | None = None
     reservation: ReservationRecord | None = None
+    crossing: LimitCrossing | None = None
+    denial: Denial | None = None
 
 
 Hook = Callable[[CreditEvent], object]
@@ -60,6 +66,16 @@ def fire(event: CreditEvent) -> None:
             "agentcredits: %s credits of organization %s could not be collected",
             record.uncollected if record is not None else "some",
             event.organization_id,
+        )
+    elif event.crossing is not None:
+        logger.warning(
+            "agentcredits: %sorganization %s reached %s %% of its limit of %s %s (%s)",
+            f"{event.crossing.scope.value} {event.crossing.scope_id} of " if event.crossing.scope_id else "",
+            event.organization_id,
+            f"{(event.crossing.threshold * 100).normalize():f}",
+            event.crossing.limit_amount,
+            event.crossing.unit.value,
+            event.crossing.window,
         )
     hooks = _hooks.copy()  # a hook may remove itself
     for hook in hooks:

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, Final
 
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from agentcredits.errors import InvalidInputError
 

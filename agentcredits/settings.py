@@ -26,7 +26,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="AGENTCREDITS_", frozen=True, extra="forbid")
 
     database_url: str | None = None
-    mode: Literal["enforce", "off"] = "enforce"
+    mode: Literal["enforce", "observe", "off"] = "enforce"
+    """"observe": nothing is refused for want of credits, limits or prices; what would have been is only recorded."""
+    require_scopes: tuple[Literal["project", "department", "user"], ...] = ()
+    """Charges without these are refused: a charge without a user slips past every limit for users."""
     reservation_ttl_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """How long a hold lives without being renewed."""
     unknown_ttl_seconds: float = Field(default=7 * 86_400.0, gt=0, le=366 * 86_400)

@@ -12,11 +12,15 @@ import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits.cli import demo, doctor, ledger
+from agentcredits.cli import corrections, demo, doctor, history, ledger, usage
+from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
 from agentcredits.cli.db import db
+from agentcredits.cli.limits import limits
+from agentcredits.cli.observe import observe
 from agentcredits.cli.output import print_error
 from agentcredits.cli.parameters import DatabaseOption, JsonOption
+from agentcredits.cli.reservations import reservations
 from agentcredits.cli.target import Options
 from agentcredits.errors import AgentCreditsWarning, CreditsError
 from agentcredits.store.faults import translate
@@ -56,11 +60,23 @@ def options(
     ctx.obj = Options(database=database, as_json=as_json)
 
 
-demo.register(app)
-app.add_typer(db, name="db")
-ledger.register(app)
-app.add_typer(costs, name="costs")
-doctor.register(app)
+_SET_UP = "Set up"
+_LOOK = "Look"
+_CREDITS = "Credits"
+_CONTROL = "Control"
+
+demo.register(app, _SET_UP)
+app.add_typer(db, name="db", rich_help_panel=_SET_UP)
+doctor.register(app, _SET_UP)
+ledger.register(app, credits_panel=_CREDITS, look_panel=_LOOK)
+history.register(app, _LOOK)
+usage.register(app, _LOOK)
+corrections.register(app, _CREDITS)
+app.add_typer(reservations, name="reservations", rich_help_panel=_CREDITS)
+app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
+app.add_typer(limits, name="limits", rich_help_panel=_CONTROL)
+app.add_typer(costs, name="costs", rich_help_panel=_CONTROL)
+app.add_typer(observe, name="observe", rich_help_panel=_CONTROL)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from agentcredits.amounts import to_micros
-from agentcredits.cli.output import action_text, credits_text, foldable, make_table, say, time_text
+from agentcredits.cli.output import action_text, credits_text, foldable, make_table, print_table, say, time_text
 from agentcredits.cli.parameters import NEGATIVE_NUMBERS, DatabaseOption, JsonOption, parse_time
 from agentcredits.cli.target import begin
 from agentcredits.errors import InvalidAmountError
@@ -55,7 +55,7 @@ def list_prices(
             for price in prices
         )
         columns = ("for", "action", "cost", "from (UTC)", "until (UTC)", "source")
-        console.print(make_table(columns, rows, right=("cost",), folds="source"))
+        print_table(console, make_table(columns, rows, right=("cost",), folds="source"))
 
     command.out.show({"items": [_price_data(price) for price in prices]}, render)
 

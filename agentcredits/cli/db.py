@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from agentcredits.cli.output import make_table, say
+from agentcredits.cli.output import make_table, print_table, say
 from agentcredits.cli.parameters import DatabaseOption, JsonOption
 from agentcredits.cli.target import Target, begin
 from agentcredits.store.upgrade import (
@@ -100,7 +100,7 @@ def check(ctx: typer.Context, database: DatabaseOption = None, as_json: JsonOpti
         if not problems:
             say(console, ("Clean", "green"), ": the live schema is the declared one.")
             return
-        console.print(make_table(("difference",), ([problem] for problem in problems), folds="difference"))
+        print_table(console, make_table(("difference",), ([problem] for problem in problems), folds="difference"))
 
     command.out.show({"database": command.target.shown, "ok": not problems, "problems": problems}, render)
     if problems:

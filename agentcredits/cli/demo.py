@@ -34,9 +34,9 @@ QUIET_CREWAI: Final = {
 }
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     """Add this file's command to the program."""
-    app.command("demo")(demo)
+    app.command("demo", rich_help_panel=panel)(demo)
 
 
 def demo(ctx: typer.Context, database: DatabaseOption = None, as_json: JsonOption = False) -> None:

@@ -25,7 +25,7 @@ from agentcredits import (
 )
 from agentcredits.cli.demo_script import PRICES, STEPS, RendererOfflineError, Step
 from agentcredits.cli.ledger import show_balance, show_verify, verify_data
-from agentcredits.cli.output import action_text, credits_text, make_table, say
+from agentcredits.cli.output import action_text, credits_text, make_table, print_table, say
 from agentcredits.cli.target import Target
 from agentcredits.clock import host_now
 from agentcredits.model import ReservationState
@@ -155,7 +155,8 @@ class Story:
         self.console.print()
         say(self.console, ("── what happened ──", "bold"))
         rows = self._rows(service, organization_id)
-        self.console.print(
+        print_table(
+            self.console,
             make_table(
                 ("seq", "what", "outcome", "amount", "balance"),
                 (
@@ -169,7 +170,7 @@ class Story:
                     for row in rows
                 ),
                 right=("seq", "amount", "balance"),
-            )
+            ),
         )
         say(self.console, "Rows with a seq are in the ledger for good; a hold given back and a refusal cost nothing.")
         self.console.print()

@@ -1,4 +1,4 @@
-"""``grant``, ``balance``, ``history`` and ``verify``: what an account has, and why."""
+"""``grant``, ``grants list``, ``balance`` and ``verify``: what an account has, and why."""
 
 from __future__ import annotations
 
@@ -10,40 +10,45 @@ from rich.console import Console
 from rich.table import Table
 
 from agentcredits.cli.output import (
-    action_text,
     count_text,
     credits_text,
     foldable,
     make_facts,
     make_table,
+    print_table,
     say,
     time_text,
 )
 from agentcredits.cli.parameters import (
     NEGATIVE_NUMBERS,
+    AmountArgument,
     DatabaseOption,
     JsonOption,
+    KeyOption,
+    OptionalOrganizationArgument,
     OrganizationArgument,
     parse_time,
 )
 from agentcredits.cli.target import begin
-from agentcredits.model import Balance, CreditGrant, GrantCategory, Transaction, TransactionType, VerifyReport
+from agentcredits.model import Balance, CreditGrant, GrantCategory, GrantStatus, VerifyReport
+
+grants = typer.Typer(help="Blocks of credits.", no_args_is_help=True, rich_markup_mode="rich")
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, *, credits_panel: str, look_panel: str) -> None:
     """Add this file's commands to the program."""
-    app.command("grant", context_settings=NEGATIVE_NUMBERS)(grant)
-    app.command("balance")(balance)
-    app.command("history")(history)
-    app.command("verify")(verify)
+    app.command("grant", context_settings=NEGATIVE_NUMBERS, rich_help_panel=credits_panel)(grant)
+    app.add_typer(grants, name="grants", rich_help_panel=credits_panel)
+    app.command("balance", rich_help_panel=look_panel)(balance)
+    app.command("verify", rich_help_panel=look_panel)(verify)
 
 
 def grant(
     ctx: typer.Context,
     organization: OrganizationArgument,
-    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Credits, at most 6 decimals.", show_default=False)],
+    amount: AmountArgument,
     category: Annotated[GrantCategory, typer.Option(help="Where the credits come from.")] = GrantCategory.PAID,
-    priority: Annotated[int, typer.Option(help="Lower is spent first.")] = 50,
+    priority: Annotated[int, typer.Option(help="0 to 1,000,000; lower is spent first.")] = 50,
     effective_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="Usable from, in ISO 8601 with a zone; now when left out.")
     ] = None,
@@ -51,13 +56,17 @@ def grant(
         str | None, typer.Option(metavar="TIME", help="Usable until, in ISO 8601 with a zone; never when left out.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="A note: invoice, campaign …")] = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key grants once.")] = None,
+    key: KeyOption = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give an organization credits; its account is opened by the first grant.
 
-    Example: agentcredits grant acme 100 --category promotional --expires-at 2027-01-31T00:00:00Z
+    Give --key where the command may be repeated (scripts, retries): the
+    same key and terms grant once, the same key with other terms is an error.
+    For many organizations at once see agentcredits bulk grant.
+
+    Example: agentcredits grant acme 100 --category plan --key acme-2026-10
     """
     command = begin(ctx, database, as_json)
     effective = parse_time(effective_at, option="--effective-at")
@@ -77,6 +86,37 @@ def grant(
     command.out.show(made, lambda console: _show_grant(console, made, now))
 
 
+@grants.command("list")
+def list_grants(
+    ctx: typer.Context,
+    organization: OrganizationArgument,
+    all_grants: Annotated[bool, typer.Option("--all", help="Those that are used up, expired or voided too.")] = False,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List an organization's grants with what is left of them, oldest first.
+
+    Amounts are credits. The id in the last column is what agentcredits void
+    takes.
+
+    Example: agentcredits grants list acme
+    """
+    command = begin(ctx, database, as_json)
+    with command.target.service() as service:
+        found = service.list_grants(organization)
+    if not all_grants:
+        living = (GrantStatus.ACTIVE, GrantStatus.SCHEDULED)
+        found = tuple(one for one in found if one.status in living and (one.remaining_micros or one.held_micros))
+
+    def render(console: Console) -> None:
+        if found:
+            print_table(console, _grants_table(console, found))
+        else:
+            say(console, f"organization {organization} has {'no grants' if all_grants else 'no grants to spend from'}.")
+
+    command.out.show({"items": found}, render)
+
+
 def balance(
     ctx: typer.Context,
     organization: OrganizationArgument,
@@ -84,6 +124,9 @@ def balance(
     as_json: JsonOption = False,
 ) -> None:
     """Show what an organization can spend, and how that comes about.
+
+    In credits: available = granted - scheduled - spent - reserved - expired
+    - voided. Exit code 3 when it has no account.
 
     Example: agentcredits balance acme
     """
@@ -93,49 +136,16 @@ def balance(
     command.out.show(found, lambda console: show_balance(console, found))
 
 
-def history(
-    ctx: typer.Context,
-    organization: OrganizationArgument,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows at most.")] = 50,
-    cursor: Annotated[
-        int | None, typer.Option(help="Go on from here: the number that the page before ended with.")
-    ] = None,
-    kind: Annotated[TransactionType | None, typer.Option("--type", help="Only rows of this type.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Only rows of this agent type.")] = None,
-    action: Annotated[str | None, typer.Option(help="Only rows of this action.")] = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List an organization's ledger rows, newest first.
-
-    Example: agentcredits history acme --type debit --limit 20
-    """
-    command = begin(ctx, database, as_json)
-    with command.target.service() as service:
-        page = service.list_transactions(
-            organization, cursor=cursor, limit=limit, type=kind, agent_type=agent, action=action
-        )
-
-    def render(console: Console) -> None:
-        if not page.items:
-            say(console, f"organization {organization} has no such rows.")
-            return
-        console.print(history_table(console, page.items))
-        if page.next_cursor is not None:
-            say(console, f"More rows: add --cursor {page.next_cursor}")
-
-    command.out.show({"items": page.items, "next_cursor": page.next_cursor}, render)
-
-
 def verify(
     ctx: typer.Context,
-    organization: Annotated[
-        str | None, typer.Argument(metavar="[ORG]", help="Only this organization.", show_default=False)
-    ] = None,
+    organization: OptionalOrganizationArgument = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute every counter from the ledger rows and report any difference (exit code 1).
+    """Recompute every counter from the ledger rows and report any difference.
+
+    Reads account by account and changes nothing. Exit code 1 when something
+    differs, 0 when all is clean.
 
     Example: agentcredits verify
     """
@@ -165,7 +175,7 @@ def show_verify(console: Console, report: VerifyReport) -> None:
         return
     say(console, (count_text(len(report.problems), "difference"), "red"), f" in {seen}:")
     rows = ((problem.organization_id, problem.check, problem.message) for problem in report.problems)
-    console.print(make_table(("organization", "check", "difference"), rows, folds="difference"))
+    print_table(console, make_table(("organization", "check", "difference"), rows, folds="difference"))
 
 
 def show_balance(console: Console, found: Balance) -> None:
@@ -176,42 +186,26 @@ def show_balance(console: Console, found: Balance) -> None:
     console.print(make_facts((name, credits_text(amount)) for name, amount in amounts if amount or name == "granted"))
 
 
-def history_table(console: Console, rows: Sequence[Transaction]) -> Table:
-    """The rows of a ledger as a table."""
-    sequence_of = {row.id: row.seq for row in rows}
+def _grants_table(console: Console, found: Sequence[CreditGrant]) -> Table:
     return make_table(
-        ("seq", "time (UTC)", "type", "action", "amount", "balance", "note"),
+        ("effective (UTC)", "expires (UTC)", "category", "amount", "left", "held", "status", "source", "id"),
         (
             (
-                str(row.seq),
-                foldable(time_text(row.created_at), console, after=" "),
-                row.type.value,
-                foldable(action_text(row.agent_type, row.action), console, after="."),
-                f"{row.amount:+,f}",
-                credits_text(row.balance_after),
-                _note(row, sequence_of),
+                foldable(time_text(one.effective_at), console, after=" "),
+                foldable(time_text(one.expires_at), console, after=" "),
+                one.category.value,
+                credits_text(one.amount),
+                credits_text(one.remaining),
+                credits_text(one.held) if one.held_micros else "",
+                one.status.value,
+                one.source or "",
+                one.id,
             )
-            for row in rows
+            for one in found
         ),
-        right=("seq", "amount", "balance"),
-        folds="note",
+        right=("amount", "left", "held"),
+        folds=("source", "id"),
     )
-
-
-def _note(row: Transaction, sequence_of: dict[str, int]) -> str:
-    notes = []
-    if row.refund_of is not None:
-        seq = sequence_of.get(row.refund_of)
-        notes.append(f"refund of {row.refund_of}" if seq is None else f"refund of seq {seq}")
-    if row.pricing.value != "priced":
-        notes.append(row.pricing.value)
-    if row.late:
-        notes.append("settled late")
-    if row.uncollected_micros:
-        notes.append(f"{credits_text(row.uncollected)} not collected")
-    if row.reason:
-        notes.append(row.reason)
-    return ", ".join(notes)
 
 
 def _show_grant(console: Console, made: CreditGrant, now: Balance) -> None:

@@ -12,14 +12,19 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agentcredits.amounts import from_micros
 from agentcredits.errors import CreditsError
 
 #: Columns of a pipe or file, which has no width of its own: wide enough that no cell is broken.
 PIPE_COLUMNS: Final = 200
+
+#: What a column that gives way to others keeps of its width.
+FOLDED_COLUMNS: Final = 9
 
 #: A terminal with fewer columns gets rows of two lines.
 NARROW_COLUMNS: Final = 100
@@ -111,6 +116,11 @@ def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def micros_text(micros: int) -> str:
+    """Micro-credits as people read credits: ``1,234.5``."""
+    return credits_text(from_micros(micros))
+
+
 def action_text(agent_type: str | None, action: str | None) -> str:
     """``VideoAgent.generate_video``, or what there is of it."""
     return ".".join(part for part in (agent_type, action) if part)
@@ -134,17 +144,46 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 
 
 def make_table(
-    columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = (), folds: str = ""
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str | Text]],
+    *,
+    right: Iterable[str] = (),
+    folds: str | tuple[str, ...] = (),
+    total: Iterable[str] = (),
 ) -> Table:
-    """A plain table; the columns in ``right`` are numbers, the one named ``folds`` gives way when space is short."""
+    """A plain table, for ``print_table``.
+
+    Args:
+        columns: Their names.
+        rows: Their cells.
+        right: Columns of numbers.
+        folds: Columns that give way when space is short. All others are never cut.
+        total: A last row below a gap.
+    """
     numbers = set(right)
+    yielding = (folds,) if isinstance(folds, str) else folds
+    names = list(columns)
+    cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in (*rows, total) if row]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        justify: Literal["right", "left"] = "right" if column in numbers else "left"
-        table.add_column(column, justify=justify, no_wrap=column != folds, overflow="fold")
-    for row in rows:
-        table.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
+    for place, name in enumerate(names):
+        justify: Literal["right", "left"] = "right" if name in numbers else "left"
+        lines = [name, *(line for row in cells for line in str(row[place]).split("\n"))]
+        widest = max(cell_len(line) for line in lines)
+        folding = name in yielding
+        least = min(widest, FOLDED_COLUMNS) if folding else widest
+        table.add_column(name, justify=justify, no_wrap=not folding, overflow="fold", min_width=least)
+    for number, row in enumerate(cells, start=1):
+        table.add_row(*row, end_section=bool(total) and number == len(cells) - 1)
     return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; where it needs more columns than there are the terminal breaks its lines, and no digit is lost."""
+    # One column of padding and one of the box for each, and the box's other edge.
+    needed = sum((column.min_width or 0) + 2 for column in table.columns) + 1
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
 
 
 def make_facts(rows: Iterable[tuple[str, str]]) -> Table:

@@ -15,6 +15,7 @@ from agentcredits.model.answers import (
     VerifyProblem,
     VerifyReport,
 )
+from agentcredits.model.limits import Denial, DenialGroup, Limit, LimitCrossing, LimitUsage
 from agentcredits.model.records import (
     ActionCost,
     Allocation,
@@ -24,7 +25,18 @@ from agentcredits.model.records import (
     Scopes,
     Transaction,
 )
-from agentcredits.model.words import GrantCategory, GrantStatus, Overage, Pricing, ReservationState, TransactionType
+from agentcredits.model.usage import UsageLine, UsageReport
+from agentcredits.model.words import (
+    GrantCategory,
+    GrantStatus,
+    LimitMode,
+    LimitScope,
+    LimitUnit,
+    Overage,
+    Pricing,
+    ReservationState,
+    TransactionType,
+)
 
 __all__ = [
     "ActionCost",
@@ -32,9 +44,17 @@ __all__ = [
     "Balance",
     "CreditGrant",
     "Decision",
+    "Denial",
+    "DenialGroup",
     "DryRunResult",
     "GrantCategory",
     "GrantStatus",
+    "Limit",
+    "LimitCrossing",
+    "LimitMode",
+    "LimitScope",
+    "LimitUnit",
+    "LimitUsage",
     "Overage",
     "Page",
     "PlannedAction",
@@ -47,6 +67,8 @@ __all__ = [
     "SweepReport",
     "Transaction",
     "TransactionType",
+    "UsageLine",
+    "UsageReport",
     "VerifyProblem",
     "VerifyReport",
 ]

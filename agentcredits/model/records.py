@@ -38,13 +38,14 @@ class MicrosAsCredits:
 
 @dataclass(frozen=True, slots=True)
 class Scopes:
-    """Who below the organization an action belongs to, and in which run and request."""
+    """Who below the organization an action belongs to, and in which run (and its cap) and request."""
 
     project_id: str | None = None
     department_id: str | None = None
     user_id: str | None = None
     run_id: str | None = None
     request_id: str | None = None
+    run_max_micros: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,37 @@ class Overage(StrEnum):
 
 
 class Pricing(StrEnum):
-    """How an amount came about: from a price, explicitly free, or recorded without a price."""
+    """How an amount came about: from a price, explicitly free, recorded without a price, or (mode "observe") not
+    charged although the action would have been refused.
+    """
 
     PRICED = "priced"
     FREE = "free"
     UNPRICED = "unpriced"
+    OBSERVED = "observed"
+
+
+class LimitScope(StrEnum):
+    """What a limit is for; ``RUN`` is the cap of one run (``RequestContext.max_credits``)."""
+
+    ORGANIZATION = "organization"
+    DEPARTMENT = "department"
+    PROJECT = "project"
+    USER = "user"
+    AGENT_TYPE = "agent_type"
+    ACTION = "action"
+    RUN = "run"
+
+
+class LimitUnit(StrEnum):
+    """What a limit counts: credits, or charges."""
+
+    CREDITS = "credits"
+    COUNT = "count"
+
+
+class LimitMode(StrEnum):
+    """HARD refuses what would go beyond it; SOFT only records that it was gone beyond."""
+
+    HARD = "hard"
+    SOFT = "soft"

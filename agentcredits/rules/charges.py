@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from agentcredits.amounts import from_micros
 from agentcredits.errors import (
+    ConfigurationError,
+    CreditLimitExceededError,
+    InsufficientCreditsError,
     RefundExceedsChargeError,
     TransactionNotFoundError,
 )
+from agentcredits.ids import new_id
 from agentcredits.model import (
     Allocation,
     Overage,
+    Pricing,
     TransactionType,
 )
-from agentcredits.rules import burn_down, refusals
+from agentcredits.rules import burn_down, limits, refusals
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
+    account_of,
     book_breakage,
     end_if_over,
     grant_of,
@@ -25,7 +32,7 @@ from agentcredits.rules.entries import (
     write_row,
 )
 from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
-from agentcredits.rules.state import Ledger, Row
+from agentcredits.rules.state import Denied, GrantState, Ledger, Row
 
 
 def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
@@ -36,13 +43,14 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     account = known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
-    room = sum(grant.remaining_micros for grant in usable)
-    if amount > room:
-        if operation.overage is Overage.REJECT:
-            raise refusals.insufficient(account, room, amount, operation.activity)
-        charged = room
-    else:
-        charged = amount
+    capped = operation.overage is Overage.CAP
+    counters = limits.of_spending(ledger, operation.activity, now)
+    observed = admit(ledger, operation, counters, usable, now, capped=capped)
+    charged = 0 if observed else min(amount, sum(grant.remaining_micros for grant in usable))
+    most = limits.room(counters)
+    if most is not None and charged > most:
+        # Only a capped charge gets here: any other was refused.
+        charged = most
     allocations = burn_down.take(usable, charged)
     for allocation in allocations:
         ledger.touch_grant(grant_of(allocation)).spent_micros += allocation.amount_micros
@@ -65,12 +73,48 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
         request_id=activity.scopes.request_id,
         idempotency_key=operation.key,
         uncollected_micros=amount - charged,
-        pricing=activity.pricing,
+        pricing=Pricing.OBSERVED if observed else activity.pricing,
         dimensions=activity.dimensions_json,
         metadata=activity.metadata_json,
     )
+    if not observed:
+        limits.keep(ledger, counters)
+        limits.book(ledger, row, now)
     remember(ledger, operation, now)
     return Outcome(row)
+
+
+def admit(
+    ledger: Ledger,
+    operation: ops.Spending,
+    counters: Sequence[limits.Counter],
+    usable: Sequence[GrantState],
+    now: datetime,
+    *,
+    capped: bool = False,
+) -> bool:
+    """Whether limits, then credits allow it; True: no, but mode "observe" lets it pass and records why.
+
+    Raises:
+        CreditLimitExceededError: a limit refuses it.
+        InsufficientCreditsError: the usable grants are short of it (unless ``capped``).
+    """
+    amount = operation.amount_micros
+    error = operation.would_refuse
+    if error is None:
+        try:
+            limits.check(ledger, counters, amount, operation.activity, capped=capped)
+            available = sum(grant.remaining_micros for grant in usable)
+            if amount > available and not capped:
+                raise refusals.insufficient(account_of(ledger), available, amount, operation.activity)
+        except (CreditLimitExceededError, InsufficientCreditsError, ConfigurationError) as refusal:
+            if not operation.observe:
+                raise
+            error = refusal
+    if error is None:
+        return False
+    ledger.changes.denials.append(Denied(new_id(), now, error, operation.activity, amount))
+    return True
 
 
 def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
@@ -123,6 +167,7 @@ def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
         idempotency_key=operation.key,
         reason=operation.reason,
     )
+    limits.unbook(ledger, charge, amount, now)
     ledger.refunds.setdefault(charge.id, []).append(row)
     for allocation in allocations:
         grant = ledger.grants[grant_of(allocation)]

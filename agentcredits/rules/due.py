@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from agentcredits.model import GrantStatus, ReservationState
+from agentcredits.rules import limits
 from agentcredits.rules.entries import account_of, end_grant, give_back, next_event
 from agentcredits.rules.state import OPEN_STATES, AccountState, GrantState, HoldState, Ledger
 
@@ -58,6 +59,7 @@ def _events(ledger: Ledger, now: datetime) -> Iterator[_Event]:
 def _expire_hold(ledger: Ledger, hold: HoldState, now: datetime) -> None:
     unknown = hold.state is ReservationState.UNKNOWN
     give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
+    limits.let_go(ledger, hold)
     ledger.touch_hold(hold)
     hold.state = ReservationState.EXPIRED
     hold.settled_at = hold.expires_at

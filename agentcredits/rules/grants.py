@@ -16,16 +16,18 @@ from agentcredits.model import (
     GrantStatus,
     TransactionType,
 )
+from agentcredits.rules import burn_down, refusals
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
     account_of,
     end_if_over,
+    grant_of,
     next_event,
     write_row,
 )
 from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
-from agentcredits.rules.state import GrantState, Ledger
+from agentcredits.rules.state import GrantState, Ledger, Row
 
 _GRANT_ROW_TYPE = {
     GrantCategory.PAID: TransactionType.PURCHASE,
@@ -45,6 +47,12 @@ def grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:
     known = stored_answer(ledger, operation)
     if known is not None:
         return Outcome(ledger.grants[known.result_id], replayed=is_other_call(known, operation))
+    made, _ = _add(ledger, operation, now)
+    remember(ledger, operation, now)
+    return Outcome(made)
+
+
+def _add(ledger: Ledger, operation: ops.Grant, now: datetime, *, row_id: str | None = None) -> tuple[GrantState, Row]:
     account = account_of(ledger)
     effective_at = operation.effective_at or now
     if operation.expires_at is not None and operation.expires_at <= max(effective_at, now):
@@ -76,7 +84,7 @@ def grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:
     account.granted_micros += grant.amount_micros
     account.scheduled_micros += grant.amount_micros if scheduled else 0
     account.note_due(next_event(grant))
-    write_row(
+    row = write_row(
         ledger,
         _GRANT_ROW_TYPE[grant.category],
         grant.amount_micros,
@@ -86,9 +94,54 @@ def grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:
         idempotency_key=operation.key,
         reason=operation.source,
         metadata=operation.metadata_json,
+        id=row_id,
     )
+    return grant, row
+
+
+def adjust(ledger: Ledger, operation: ops.Adjust, now: datetime) -> Outcome:
+    """Give by a grant, or take back from what can be spent, in burn-down order."""
+    known = stored_answer(ledger, operation)
+    if known is not None:
+        return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
+    amount = operation.amount_micros
+    if amount > 0:
+        _, row = _add(
+            ledger,
+            ops.Grant(
+                organization_id=operation.organization_id,
+                id=operation.grant_id,
+                key=operation.key,
+                fingerprint=operation.fingerprint,
+                amount_micros=amount,
+                category=GrantCategory.ADJUSTMENT,
+                source=operation.reason,
+            ),
+            now,
+            row_id=operation.id,
+        )
+    else:
+        account = known_account(ledger)
+        usable = burn_down.usable(ledger.grants.values(), now)
+        available = sum(grant.remaining_micros for grant in usable)
+        if -amount > available:
+            raise refusals.insufficient(account, available, -amount, ops.Activity(action="the adjustment"))
+        allocations = burn_down.take(usable, -amount)
+        for allocation in allocations:
+            ledger.touch_grant(grant_of(allocation)).voided_micros += allocation.amount_micros
+        account.voided_micros -= amount
+        row = write_row(
+            ledger,
+            TransactionType.ADJUST,
+            amount,
+            now,
+            allocations,
+            id=operation.id,
+            idempotency_key=operation.key,
+            reason=operation.reason,
+        )
     remember(ledger, operation, now)
-    return Outcome(grant)
+    return Outcome(row)
 
 
 def void_grant(ledger: Ledger, operation: ops.VoidGrant, now: datetime) -> Outcome:

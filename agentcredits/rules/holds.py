@@ -17,9 +17,9 @@ from agentcredits.model import (
     ReservationState,
     TransactionType,
 )
-from agentcredits.rules import burn_down, refusals
+from agentcredits.rules import burn_down, limits, refusals
 from agentcredits.rules import operations as ops
-from agentcredits.rules.charges import merge
+from agentcredits.rules.charges import admit, merge
 from agentcredits.rules.entries import (
     account_of,
     give_back,
@@ -41,18 +41,18 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
     account = known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
-    room = sum(grant.remaining_micros for grant in usable)
-    if amount > room:
-        raise refusals.insufficient(account, room, amount, operation.activity)
-    allocations = burn_down.take(usable, amount)
+    counters = limits.of_spending(ledger, operation.activity, now)
+    observed = admit(ledger, operation, counters, usable, now)
+    allocations = () if observed else burn_down.take(usable, amount)
+    held = sum(allocation.amount_micros for allocation in allocations)
     for allocation in allocations:
         ledger.touch_grant(grant_of(allocation)).held_micros += allocation.amount_micros
-    account.reserved_micros += amount
+    account.reserved_micros += held
     activity = operation.activity
     hold = HoldState(
         id=operation.id,
         state=ReservationState.ACTIVE,
-        amount_micros=amount,
+        amount_micros=held,
         allocations=allocations,
         created_at=now,
         expires_at=now + operation.ttl,
@@ -68,7 +68,12 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
         run_id=activity.scopes.run_id,
         dimensions=activity.dimensions_json,
         metadata=activity.metadata_json,
+        observed=observed,
+        uncollected_micros=amount - held,
     )
+    if not observed:
+        limits.keep(ledger, counters)
+        hold.limits = limits.hold(ledger, counters, held)
     ledger.holds[hold.id] = hold
     ledger.changes.new_holds.add(hold.id)
     account.note_due(hold.expires_at)
@@ -80,7 +85,9 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
 def commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
     """Settle a hold: in time, late (once, with CAP), or as a replay; see the state table."""
     hold = _known_hold(ledger, operation.reservation_id)
-    requested = hold.amount_micros if operation.amount_micros is None else operation.amount_micros
+    requested = operation.amount_micros
+    if requested is None:
+        requested = hold.uncollected_micros if hold.observed else hold.amount_micros
     if operation.automatic and _is_left_alone(hold):
         return Outcome(hold, replayed=True)
     if _is_charged(hold):
@@ -97,7 +104,7 @@ def commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
             context={"reservation_id": hold.id, "expires_at": hold.expires_at},
             suggestions=("Reserve again, or pass a longer ttl.",),
         )
-    if requested > hold.amount_micros and operation.overage is Overage.REJECT:
+    if requested > hold.amount_micros and operation.overage is Overage.REJECT and not hold.observed:
         raise OverageRejectedError(
             f"reservation {hold.id} holds {from_micros(hold.amount_micros):f} credits, the commit asks for"
             f" {from_micros(requested):f}; the hold stays.",
@@ -124,10 +131,15 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
         grant.held_micros -= allocation.amount_micros
         grant.spent_micros += allocation.amount_micros
         account.reserved_micros -= allocation.amount_micros
+    if not late:
+        limits.let_go(ledger, hold)
     extra: tuple[Allocation, ...] = ()
-    if requested > charged:
+    if requested > charged and not hold.observed:
         usable = burn_down.usable(ledger.grants.values(), now)
         room = sum(grant.remaining_micros for grant in usable)
+        most = limits.room(limits.counters(ledger, limits.places_of_record(hold), now))
+        if most is not None:
+            room = min(room, max(0, most - charged))
         extra = burn_down.take(usable, min(requested - charged, room))
         for allocation in extra:
             ledger.touch_grant(grant_of(allocation)).spent_micros += allocation.amount_micros
@@ -154,12 +166,13 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
             reservation_id=hold.id,
             idempotency_key=hold.idempotency_key,
             uncollected_micros=requested - charged,
-            pricing=hold.pricing,
+            pricing=Pricing.OBSERVED if hold.observed else hold.pricing,
             late=late,
             dimensions=hold.dimensions,
             metadata=operation.metadata_json or hold.metadata,
         )
         hold.transaction_id = row.id
+        limits.book(ledger, row, now)
     hold.requested_micros = requested
     hold.charged_micros = charged
     hold.uncollected_micros = requested - charged
@@ -181,6 +194,7 @@ def release(ledger: Ledger, operation: ops.Release, now: datetime) -> Outcome:
     if hold.state not in OPEN_STATES:
         return Outcome(hold, replayed=True)
     give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
+    limits.let_go(ledger, hold)
     ledger.touch_hold(hold)
     hold.state = ReservationState.RELEASED
     hold.settled_at = now

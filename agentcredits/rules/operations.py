@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import ClassVar
 
-from agentcredits.model import GrantCategory, Overage, Pricing, Scopes
+from agentcredits.errors import CreditsError
+from agentcredits.model import GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,12 @@ class Operation:
 
     #: The name under which idempotency keys of this operation are unique; None: takes no key.
     key_kind: ClassVar[str | None] = None
-    #: Whether the account comes into being by this operation.
-    creates_account: ClassVar[bool] = False
-
     organization_id: str
+
+    @property
+    def creates_account(self) -> bool:
+        """Whether the account comes into being by this operation."""
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,10 @@ class KeyedOperation(Operation):
 class CreateAccount(Operation):
     """Open the account if it is not there; nothing else."""
 
-    creates_account = True
+    @property
+    def creates_account(self) -> bool:
+        """Yes."""
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +73,6 @@ class Grant(KeyedOperation):
     """Add a block of credits. ``effective_at`` None is now."""
 
     key_kind = "grant"
-    creates_account = True
 
     amount_micros: int
     category: GrantCategory = GrantCategory.PAID
@@ -76,6 +81,30 @@ class Grant(KeyedOperation):
     expires_at: datetime | None = None
     source: str | None = None
     metadata_json: str | None = None
+
+    @property
+    def creates_account(self) -> bool:
+        """Yes."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjust(KeyedOperation):
+    """Correct the account by a signed amount: a grant of category "adjustment", or credits taken back.
+
+    ``id`` is the ledger row's, ``grant_id`` that of the grant which a positive amount makes.
+    """
+
+    key_kind = "adjust"
+
+    amount_micros: int
+    grant_id: str
+    reason: str | None = None
+
+    @property
+    def creates_account(self) -> bool:
+        """When it gives."""
+        return self.amount_micros > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,25 +116,43 @@ class VoidGrant(Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consume(KeyedOperation):
+class Spending(KeyedOperation):
+    """What limits apply to.
+
+    Args:
+        amount_micros: How much.
+        activity: What for.
+        observe: Record a refusal for want of credits or room in a limit, and let the work pass uncharged.
+        would_refuse: The refusal that was found before posting (no price, a scope missing), to be recorded likewise.
+    """
+
+    amount_micros: int
+    activity: Activity = field(default_factory=Activity)
+    observe: bool = False
+    would_refuse: CreditsError | None = None
+
+    @property
+    def creates_account(self) -> bool:
+        """Mode "observe" stops nobody who has no account yet."""
+        return self.observe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consume(Spending):
     """Reserve and commit at once."""
 
     key_kind = "consume"
 
-    amount_micros: int
-    activity: Activity = field(default_factory=Activity)
     overage: Overage = Overage.REJECT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reserve(KeyedOperation):
+class Reserve(Spending):
     """Hold an amount for ``ttl``."""
 
     key_kind = "reserve"
 
-    amount_micros: int
     ttl: timedelta
-    activity: Activity = field(default_factory=Activity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +212,50 @@ class Refund(KeyedOperation):
     transaction_id: str
     amount_micros: int | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLimit(Operation):
+    """Make a limit, or change the amount, mode and thresholds of the one in this place.
+
+    Args:
+        id: For a new one.
+        scope: What it is for.
+        scope_id: Whose; '' for the organization or each.
+        unit: What it counts.
+        window_text: Canonical text of its window.
+        amount: Micro-credits or charges.
+        mode: Whether it refuses.
+        warn_at: Parts of 10,000, ascending.
+        include_existing: Let a new one count what was charged in the present window before.
+    """
+
+    id: str
+    scope: LimitScope
+    scope_id: str
+    unit: LimitUnit
+    window_text: str
+    amount: int
+    mode: LimitMode
+    warn_at: tuple[int, ...] = ()
+    include_existing: bool = False
+
+    @property
+    def creates_account(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """What tells limits apart."""
+        return (self.scope, self.scope_id, self.unit, self.window_text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveLimit(Operation):
+    """Remove a limit and its counters."""
+
+    limit_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

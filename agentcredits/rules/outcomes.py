@@ -10,18 +10,33 @@ from agentcredits.errors import (
 )
 from agentcredits.rules import operations as ops
 from agentcredits.rules import refusals
-from agentcredits.rules.state import AccountState, GrantState, HoldState, KeyState, Ledger, Row
+from agentcredits.rules.state import (
+    AccountState,
+    Crossed,
+    Denied,
+    GrantState,
+    HoldState,
+    KeyState,
+    Ledger,
+    LimitState,
+    Row,
+)
 
-Record = AccountState | GrantState | HoldState | Row
+Record = AccountState | GrantState | HoldState | LimitState | Row
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer to one operation: the record that it made or found, or the error that refuses it."""
+    """The answer to one operation: the record that it made or found, or the error that refuses it.
+
+    ``crossings`` and ``denials`` are what it brought about beside it.
+    """
 
     record: Record | None = None
     error: CreditsError | None = None
     replayed: bool = False
+    crossings: tuple[Crossed, ...] = ()
+    denials: tuple[Denied, ...] = ()
 
 
 def stored_answer(ledger: Ledger, operation: ops.KeyedOperation) -> KeyState | None:

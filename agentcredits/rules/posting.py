@@ -7,11 +7,12 @@ README.md beside this file states the rules in words.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from agentcredits.errors import CreditsError
-from agentcredits.rules import charges, grants, holds
+from agentcredits.rules import charges, grants, holds, limits
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
@@ -19,10 +20,16 @@ from agentcredits.rules.state import Ledger
 
 def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
     """Answer one operation on the state that its predecessors left; what is due must be booked already."""
+    changes = ledger.changes
+    crossings, denials = len(changes.crossings), len(changes.denials)
     try:
         outcome = _DECIDERS[type(operation)](ledger, operation, now)
     except CreditsError as error:
         return Outcome(error=error)
+    if len(changes.crossings) > crossings or len(changes.denials) > denials:
+        outcome = replace(
+            outcome, crossings=tuple(changes.crossings[crossings:]), denials=tuple(changes.denials[denials:])
+        )
     if ledger.account is not None and not outcome.replayed:
         ledger.account.last_posted_at = now
     return outcome
@@ -43,6 +50,9 @@ _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]]
     ops.Extend: holds.extend,
     ops.MarkUnknown: holds.mark_unknown,
     ops.Refund: charges.refund,
+    ops.Adjust: grants.adjust,
+    ops.SetLimit: limits.set_limit,
+    ops.RemoveLimit: limits.remove_limit,
     ops.Expire: _expire,
 }
 

@@ -43,6 +43,8 @@ class Price:
 
     amount_micros: int
     pricing: Pricing = Pricing.PRICED
+    #: What mode "enforce" would have raised.
+    refusal: UnpricedActionError | None = None
 
     @property
     def amount(self) -> Decimal:
@@ -123,6 +125,8 @@ def parse_quantity(value: Any) -> Decimal:
     Raises:
         InvalidAmountError: not a number, not finite, zero, negative, too fine or beyond ``MAX_QUANTITY``.
     """
+    if type(value) is int and 0 < value <= MAX_QUANTITY:
+        return Decimal(value)
     number = parse_decimal(value, name="quantity")
     if number <= 0 or number > MAX_QUANTITY:
         raise InvalidAmountError(

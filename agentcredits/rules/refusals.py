@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from decimal import Decimal
+
 from agentcredits.amounts import from_micros
 from agentcredits.errors import (
     AccountNotFoundError,
+    CreditLimitExceededError,
     IdempotencyMismatchError,
     InsufficientCreditsError,
     ReservationAlreadySettledError,
     ReservationNotFoundError,
 )
+from agentcredits.model import LimitScope, LimitUnit
 from agentcredits.rules.operations import Activity, KeyedOperation
-from agentcredits.rules.state import AccountState, HoldState
+from agentcredits.rules.state import AccountState, HoldState, LimitState, UsageState
 
 
 def account_not_found(organization_id: str) -> AccountNotFoundError:
@@ -32,17 +37,17 @@ def insufficient(
     held_in_the_way = available_micros + account.reserved_micros >= required_micros
     available, required, shortfall = (from_micros(micros) for micros in (available_micros, required_micros, short))
     message = (
-        f"organization {account.organization_id} has {available:f} credits available, {what} needs {required:f};"
-        f" short by {shortfall:f}."
+        f"organization {account.organization_id} has {_count(available, 'credit')} available,"
+        f" {what} needs {required:f}; short by {shortfall:f}."
     )
     suggestions: tuple[str, ...]
     if held_in_the_way:
         suggestions = (
-            f"{from_micros(account.reserved_micros):f} credits are held by work that is still running:"
+            f"Work that is still running holds {_count(from_micros(account.reserved_micros), 'credit')}:"
             " wait until it ends, then try again.",
         )
     else:
-        suggestions = (f"Add at least {shortfall:f} credits to organization {account.organization_id}.",)
+        suggestions = (f"Add at least {_count(shortfall, 'credit')} to organization {account.organization_id}.",)
     if available_micros > 0:
         suggestions += ("Choose a smaller or cheaper action.",)
     return InsufficientCreditsError(
@@ -61,6 +66,92 @@ def insufficient(
         suggestions=suggestions,
         fixes=() if held_in_the_way else ({"action": "add_credits", "amount": shortfall},),
     )
+
+
+def limit_exceeded(
+    organization_id: str,
+    limit: LimitState,
+    usage: UsageState,
+    needed: int,
+    activity: Activity,
+    *,
+    others: Sequence[str] = (),
+) -> CreditLimitExceededError:
+    """A limit refuses: which one, what is left of it, and when it rolls.
+
+    Args:
+        organization_id: Whose.
+        limit: The limit that stands in the way longest.
+        usage: Its counter.
+        needed: What the action counts, in the limit's unit.
+        activity: What for.
+        others: Ids of other limits that refuse it too.
+    """
+    left = max(0, limit.amount - usage.spent - usage.held)
+    held_in_the_way = usage.held > 0 and needed <= limit.amount - usage.spent
+    rolls = usage.window_end is not None and needed <= limit.amount
+    who = f"organization {organization_id}" if limit.scope is LimitScope.ORGANIZATION else ""
+    who = who or f"{limit.scope.value.replace('_', ' ')} {usage.scope_id} of organization {organization_id}"
+    window = limit.window_text
+    resets_at = None if usage.window_end is None else usage.window_end.isoformat()
+    suggestions = []
+    if held_in_the_way:
+        suggestions.append(
+            f"Work that is still running holds {_units(limit, usage.held)}: wait until it ends, then try again."
+        )
+    if rolls:
+        suggestions.append(f"Wait until {resets_at}, when the limit's window rolls.")
+    if left and limit.unit is LimitUnit.CREDITS:
+        suggestions.append("Choose a smaller or cheaper action.")
+    suggestions.append(f"Raise the limit of {who}.")
+    return CreditLimitExceededError(
+        f"{who} may use {_units(limit, limit.amount)} ({window}): {_units(limit, usage.spent)} are used,"
+        f" {_units(limit, usage.held)} held, {_units(limit, left)} left; {activity.action or 'the charge'} needs"
+        f" {_units(limit, needed)}." + (f" It resets at {resets_at}." if resets_at else ""),
+        reason="limit_held" if held_in_the_way else "limit_reached",
+        limit_source=limit.scope.value,
+        retryable=held_in_the_way or rolls,
+        context={
+            "organization_id": organization_id,
+            "agent_type": activity.agent_type,
+            "action": activity.action,
+            "limit_id": limit.id,
+            "scope": limit.scope.value,
+            "scope_id": usage.scope_id,
+            "unit": limit.unit.value,
+            "window": window,
+            "window_start": usage.window_start,
+            "resets_at": usage.window_end,
+            "limit": in_unit(limit.unit, limit.amount),
+            "spent": in_unit(limit.unit, usage.spent),
+            "held": in_unit(limit.unit, usage.held),
+            "left": in_unit(limit.unit, left),
+            "required": in_unit(limit.unit, needed),
+            "also_refused_by": list(others),
+        },
+        suggestions=suggestions,
+        fixes=(
+            *(({"action": "wait", "until": usage.window_end},) if rolls and not held_in_the_way else ()),
+            {
+                "action": "raise_limit",
+                "limit_id": limit.id,
+                "amount": in_unit(limit.unit, usage.spent + usage.held + needed),
+            },
+        ),
+    )
+
+
+def in_unit(unit: LimitUnit, number: int) -> Decimal:
+    """Micro-credits as credits, a count as it is."""
+    return from_micros(number) if unit is LimitUnit.CREDITS else Decimal(number)
+
+
+def _units(limit: LimitState, number: int) -> str:
+    return _count(in_unit(limit.unit, number), "credit" if limit.unit is LimitUnit.CREDITS else "charge")
+
+
+def _count(number: Decimal, word: str) -> str:
+    return f"{number:f} {word}" if number == 1 else f"{number:f} {word}s"
 
 
 def key_mismatch(operation: KeyedOperation) -> IdempotencyMismatchError:

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
-from agentcredits.model import Allocation, GrantCategory, GrantStatus, Pricing, ReservationState, TransactionType
+from agentcredits.errors import CreditsError
+from agentcredits.model import (
+    Allocation,
+    GrantCategory,
+    GrantStatus,
+    LimitMode,
+    LimitScope,
+    LimitUnit,
+    Pricing,
+    ReservationState,
+    TransactionType,
+)
+from agentcredits.rules.operations import Activity
 
 OPEN_STATES = frozenset({ReservationState.ACTIVE, ReservationState.UNKNOWN})
 
@@ -110,6 +122,10 @@ class HoldState:
     reason: str | None = None
     provider: str | None = None
     provider_reference: str | None = None
+    #: The limits that count it.
+    limits: tuple[str, ...] = ()
+    #: Mode "observe" let it pass although it would have been refused: it holds and charges nothing.
+    observed: bool = False
 
 
 @dataclass(slots=True)
@@ -155,6 +171,70 @@ class KeyState:
 
 
 @dataclass(slots=True)
+class LimitState:
+    """A limit's row; amounts in micro-credits or charges. ``unusable``: why it cannot be read (plain SQL)."""
+
+    id: str
+    scope: LimitScope
+    scope_id: str
+    unit: LimitUnit
+    window_text: str
+    amount: int
+    mode: LimitMode
+    created_at: datetime
+    counts_from_seq: int = 0
+    #: Parts of 10,000, ascending.
+    warn_at: tuple[int, ...] = ()
+    unusable: str | None = None
+    #: The window of this posting's moment; None until it is asked for.
+    bounds: tuple[datetime, datetime] | None = None
+
+
+@dataclass(slots=True)
+class UsageState:
+    """One counter of a limit; ``spent`` belongs to the window from ``window_start`` (None: the lifetime)."""
+
+    limit_id: str
+    scope_id: str
+    held: int = 0
+    spent: int = 0
+    window_start: datetime | None = None
+    window_end: datetime | None = None
+    warned: int = 0
+    warned_amount: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """A threshold of a limit that a charge reached; amounts in micro-credits or charges."""
+
+    id: str
+    limit_id: str
+    scope: LimitScope
+    scope_id: str
+    unit: LimitUnit
+    window_text: str
+    window_start: datetime | None
+    #: Parts of 10,000 of the amount.
+    threshold: int
+    limit_amount: int
+    spent: int
+    at: datetime
+    transaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A would-be refusal that mode "observe" let pass."""
+
+    id: str
+    at: datetime
+    error: CreditsError
+    activity: Activity
+    required_micros: int
+
+
+@dataclass(slots=True)
 class Changes:
     """What has to be written back: new rows in order, and the ids of changed ones."""
 
@@ -166,6 +246,13 @@ class Changes:
     rows: list[Row] = field(default_factory=list)
     new_keys: set[tuple[str, str]] = field(default_factory=set)
     keys: set[tuple[str, str]] = field(default_factory=set)
+    new_limits: set[str] = field(default_factory=set)
+    limits: set[str] = field(default_factory=set)
+    removed_limits: set[str] = field(default_factory=set)
+    new_usage: set[tuple[str, str]] = field(default_factory=set)
+    usage: set[tuple[str, str]] = field(default_factory=set)
+    crossings: list[Crossed] = field(default_factory=list)
+    denials: list[Denied] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -184,6 +271,12 @@ class Ledger:
     refunds: dict[str, list[Row]] = field(default_factory=dict)
     keys: dict[tuple[str, str], KeyState] = field(default_factory=dict)
     later_due_at: datetime | None = None
+    limits: dict[str, LimitState] = field(default_factory=dict)
+    #: The same by (scope, scope_id); kept by ``add_limit`` and ``drop_limit``.
+    limits_at: dict[tuple[str, str], list[LimitState]] = field(default_factory=dict)
+    usage: dict[tuple[str, str], UsageState] = field(default_factory=dict)
+    #: What was charged before, by scope id, for limits that are to count it: from the ledger, by the limit's place.
+    existing: dict[tuple[str, str, str, str], dict[str, int]] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
 
     def touch_grant(self, grant_id: str) -> GrantState:
@@ -197,3 +290,23 @@ class Ledger:
         if hold.id not in self.changes.new_holds:
             self.changes.holds.add(hold.id)
         return hold
+
+    def add_limit(self, limit: LimitState) -> None:
+        """Let a limit, loaded or new, be found."""
+        if limit.id not in self.limits:
+            self.limits[limit.id] = limit
+            self.limits_at.setdefault((limit.scope, limit.scope_id), []).append(limit)
+
+    def drop_limit(self, limit: LimitState) -> None:
+        """Let a removed limit be found no more."""
+        del self.limits[limit.id]
+        self.limits_at[limit.scope, limit.scope_id].remove(limit)
+
+    def touch_usage(self, usage: UsageState) -> None:
+        """Keep a counter, noted as new or changed."""
+        place = (usage.limit_id, usage.scope_id)
+        if place not in self.usage:
+            self.usage[place] = usage
+            self.changes.new_usage.add(place)
+        elif place not in self.changes.new_usage:
+            self.changes.usage.add(place)

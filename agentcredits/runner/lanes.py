@@ -16,11 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from agentcredits.rules.operations import Operation, Release, Reserve
 from agentcredits.rules.posting import Outcome
 from agentcredits.rules.state import HoldState
 from agentcredits.runner.pending import Answer, AsyncPending, Pending, resolve
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger("agentcredits")
 
@@ -63,8 +67,12 @@ class Lanes:
         self._max_posters = 1 if shared else posters
         self._batch_size = batch_size
         self._on_answer = on_answer
-        #: SimpleQueue.put is re-entrant: finalizers and signal handlers may call it at any moment.
-        self._intake: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        #: deque.append and SimpleQueue.put are re-entrant: finalizers and signal handlers may come at any moment.
+        self._arrivals: deque[Pending] = deque()
+        #: True wakes an idle poster, False ends one.
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        #: Event loops that will wake a poster when their present turn is over.
+        self._turns: set[asyncio.AbstractEventLoop] = set()
         self._lock = threading.Lock()
         self._start_lock = threading.RLock()
         self._lanes: dict[str, _Lane] = {}
@@ -77,7 +85,27 @@ class Lanes:
 
     def put(self, pending: Pending) -> None:
         """Queue an operation; never blocks, safe in finalizers once the runner has been used."""
-        self._intake.put(pending)
+        self._arrivals.append(pending)
+        self._calls.put(True)
+
+    def put_in_turn(self, pending: AsyncPending) -> None:
+        """Queue an operation from its event loop: all coroutines that run in this turn of the loop get one batch.
+
+        A poster woken by the first of them would take it alone, and fight with the loop for the interpreter.
+        """
+        self._arrivals.append(pending)
+        loop = pending.loop
+        if loop not in self._turns:
+            for other in tuple(self._turns):
+                if other.is_closed():
+                    # Its turn never ended.
+                    self._turns.discard(other)
+            self._turns.add(loop)
+            loop.call_soon(self._end_of_turn, loop)
+
+    def _end_of_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._turns.discard(loop)
+        self._calls.put(True)
 
     def ensure_started(self) -> None:
         """Start the first poster; further ones start when several accounts wait."""
@@ -102,7 +130,7 @@ class Lanes:
             self._stopping = True
             threads = list(self._threads)
             for _ in threads:
-                self._intake.put(None)
+                self._calls.put(False)
         for thread in threads:
             thread.join(timeout_seconds)
         self._threads = [thread for thread in threads if thread.is_alive()]
@@ -120,11 +148,9 @@ class Lanes:
         while True:
             with self._lock:
                 self._idle += 1
-            first = self._intake.get()
+            go_on = self._calls.get()
             with self._lock:
                 self._idle -= 1
-                if first is not None and first is not _WAKE:
-                    self._sort(first)
                 self._drain()
                 lane = self._next_lane()
             while lane is not None:
@@ -142,7 +168,7 @@ class Lanes:
                     elif self._lanes.get(lane.name) is lane:
                         del self._lanes[lane.name]
                     lane = self._next_lane()
-            if first is None:
+            if not go_on:
                 return
 
     def _sort(self, pending: Pending) -> None:
@@ -155,17 +181,9 @@ class Lanes:
         lane.waiting.append(pending)
 
     def _drain(self) -> None:
-        while True:
-            try:
-                pending = self._intake.get_nowait()
-            except queue.Empty:
-                return
-            if pending is None:
-                # A stop token: leave it for a poster that is about to look for work.
-                self._intake.put(None)
-                return
-            if pending is not _WAKE:
-                self._sort(pending)
+        with contextlib.suppress(IndexError):
+            while True:
+                self._sort(self._arrivals.popleft())
 
     def _next_lane(self) -> _Lane | None:
         if not self._ready:
@@ -178,7 +196,7 @@ class Lanes:
             self._spawn()
             listening = True
         if self._ready and listening:
-            self._intake.put(_WAKE)
+            self._calls.put(True)
         return lane
 
     def _post(self, batch: list[Pending]) -> None:
@@ -227,11 +245,10 @@ class Lanes:
         """Whatever came in while the threads ended is booked here."""
         leftovers: list[Pending] = []
         with self._lock:
+            self._drain()
             with contextlib.suppress(queue.Empty):
                 while True:
-                    pending = self._intake.get_nowait()
-                    if pending is not None and pending is not _WAKE:
-                        leftovers.append(pending)
+                    self._calls.get_nowait()
             for lane in self._lanes.values():
                 leftovers.extend(lane.waiting)
                 lane.waiting.clear()
@@ -255,7 +272,3 @@ def release_of(operation: Operation, answer: Answer) -> Release | None:
             reason="the caller was cancelled",
         )
     return None
-
-
-#: Wakes an idle poster without carrying work.
-_WAKE = Pending(Operation(organization_id=""))

@@ -179,7 +179,7 @@ class Runner:
     async def _await(self, pending: AsyncPending) -> Outcome:
         self._lanes.ensure_started()
         try:
-            self._lanes.put(pending)
+            self._lanes.put_in_turn(pending)
             answer = await pending.future
         except BaseException:
             self._leave(pending)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
-from agentcredits.clock import host_now
+from agentcredits.clock import as_utc, host_now
 from agentcredits.errors import (
     CreditsError,
     InvalidInputError,
 )
-from agentcredits.ids import check_text, new_id
+from agentcredits.ids import check_text, new_id, scope_id
 from agentcredits.model import (
     Decision,
     GrantCategory,
+    LimitMode,
+    LimitScope,
+    LimitUnit,
     Overage,
     ReservationRecord,
     ReservationState,
@@ -74,7 +77,7 @@ def overage(value: str | Overage | None, default: Overage) -> Overage:
 
 
 T = TypeVar("T")
-C = TypeVar("C", GrantCategory, Overage, ReservationState, TransactionType)
+C = TypeVar("C", GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, ReservationState, TransactionType)
 
 
 def choice(kind: type[C], value: object, *, name: str) -> C:
@@ -108,16 +111,40 @@ def items(values: object, kind: type[T], *, name: str) -> tuple[T, ...]:
     return found
 
 
+def organization(value: object) -> str:
+    """An organization's id."""
+    return scope_id(value, name="organization_id")
+
+
+def period(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
+    """Two aware times, or None."""
+    return (
+        None if since is None else as_utc(since, name="since"),
+        None if until is None else as_utc(until, name="until"),
+    )
+
+
+def matches(**values: object) -> dict[str, str]:
+    """Filters that were given: ids of scopes as the ledger has them, other names as they are."""
+    found = {}
+    for name, value in values.items():
+        if value is not None:
+            found[name] = scope_id(value, name=name) if name.endswith("_id") else check_text(value, name=name)
+    return found
+
+
 def page_size(limit: object) -> int:
     """How many records a page may have."""
     return whole_number(limit, name="limit", low=1, high=MAX_PAGE)
 
 
-def denied(organization_id: str, required: int, available: int, error: CreditsError) -> Decision:
-    """The Decision for a refusal."""
+def denied(
+    organization_id: str, required: int, available: int, error: CreditsError, *, allowed: bool = False
+) -> Decision:
+    """The Decision for a refusal (``allowed``: that would only be recorded)."""
     return Decision(
         organization_id,
-        False,
+        allowed,
         required,
         available,
         reason=error.reason,

@@ -10,20 +10,16 @@ from uuid import UUID
 
 from agentcredits.amounts import Amount
 from agentcredits.model import (
-    ActionCost,
     Balance,
-    CreditGrant,
     Decision,
     Page,
     PlannedAction,
     Quote,
     ReservationRecord,
-    SweepReport,
     Transaction,
-    VerifyReport,
 )
 from agentcredits.reservation import Hold, SyncReservation
-from agentcredits.service.base import BaseService
+from agentcredits.service.blocking_operators import SyncOperatorMethods
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,7 +29,7 @@ Id = str | UUID
 OverageName = Literal["reject", "cap"]
 
 
-class SyncCreditService(BaseService):
+class SyncCreditService(SyncOperatorMethods):
     """The same service for blocking code: same methods, same arguments, same errors.
 
     See :class:`CreditService` for the arguments.
@@ -58,6 +54,9 @@ class SyncCreditService(BaseService):
         quantity: Amount = 1,
         dimensions: Mapping[str, Any] | None = None,
         amount: Amount | None = None,
+        project_id: Id | None = None,
+        department_id: Id | None = None,
+        user_id: Id | None = None,
     ) -> Decision:
         """Whether an action (or ``amount`` credits) could be charged now; nothing is held, so another may be faster.
 
@@ -71,6 +70,9 @@ class SyncCreditService(BaseService):
                 quantity=quantity,
                 dimensions=dimensions,
                 amount=amount,
+                project_id=project_id,
+                department_id=department_id,
+                user_id=user_id,
             )
         )
 
@@ -296,115 +298,6 @@ class SyncCreditService(BaseService):
             return self._core.run_in_session(steps, session)
         return self._core.run(steps)
 
-    def grant_credits(
-        self,
-        organization_id: Id,
-        amount: Amount,
-        *,
-        category: str = "paid",
-        priority: int = 50,
-        effective_at: datetime | None = None,
-        expires_at: datetime | None = None,
-        source: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> CreditGrant:
-        """Add a block of credits; opens the organization's account.
-
-        Blocking form of :meth:`CreditService.grant_credits`: same arguments, results and errors.
-        """
-        return self._core.run(
-            self._core.grant_credits(
-                organization_id,
-                amount,
-                category=category,
-                priority=priority,
-                effective_at=effective_at,
-                expires_at=expires_at,
-                source=source,
-                metadata=metadata,
-                idempotency_key=idempotency_key,
-            )
-        )
-
-    def void_grant(
-        self,
-        grant: str | CreditGrant,
-        *,
-        organization_id: Id | None = None,
-        reason: str | None = None,
-    ) -> CreditGrant:
-        """Take back what is left of a grant; what is held stays with its hold and ends with it.
-
-        Blocking form of :meth:`CreditService.void_grant`: same arguments, results and errors.
-        """
-        return self._core.run(self._core.void_grant(grant, organization_id=organization_id, reason=reason))
-
-    def list_grants(
-        self,
-        organization_id: Id,
-    ) -> tuple[CreditGrant, ...]:
-        """Every grant of the organization as it is now, oldest first."""
-        return self._core.run(self._core.list_grants(organization_id))
-
-    def create_account(
-        self,
-        organization_id: Id,
-    ) -> Balance:
-        """Open an account without credits; nothing happens when it is there."""
-        return self._core.run(self._core.create_account(organization_id))
-
-    def set_cost(
-        self,
-        agent_type: str,
-        action: str,
-        cost: Amount,
-        *,
-        organization_id: Id | None = None,
-        valid_from: datetime | None = None,
-        valid_until: datetime | None = None,
-        free: bool = False,
-        source: str | None = None,
-    ) -> ActionCost:
-        """Set what an action costs from now or later on; history keeps its prices.
-
-        Blocking form of :meth:`CreditService.set_cost`: same arguments, results and errors.
-        """
-        return self._core.run(
-            self._core.set_cost(
-                agent_type,
-                action,
-                cost,
-                organization_id=organization_id,
-                valid_from=valid_from,
-                valid_until=valid_until,
-                free=free,
-                source=source,
-            )
-        )
-
-    def get_cost(
-        self,
-        agent_type: str,
-        action: str,
-        *,
-        organization_id: Id | None = None,
-    ) -> ActionCost:
-        """The price that applies to an action now.
-
-        Blocking form of :meth:`CreditService.get_cost`: same arguments, results and errors.
-        """
-        return self._core.run(self._core.get_cost(agent_type, action, organization_id=organization_id))
-
-    def list_costs(
-        self,
-        organization_id: Id | None = None,
-        *,
-        all_versions: bool = False,
-    ) -> tuple[ActionCost, ...]:
-        """Prices in force or to come: the defaults, and the organization's own."""
-        return self._core.run(self._core.list_costs(organization_id, all_versions=all_versions))
-
     def list_transactions(
         self,
         organization_id: Id,
@@ -414,27 +307,30 @@ class SyncCreditService(BaseService):
         type: str | None = None,
         agent_type: str | None = None,
         action: str | None = None,
+        project_id: Id | None = None,
+        department_id: Id | None = None,
+        user_id: Id | None = None,
+        run_id: Id | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> Page[Transaction]:
-        """The history, newest first; ``cursor`` is the last page's ``next_cursor``."""
+        """The history, newest first; ``cursor`` is the last page's ``next_cursor``, ``until`` is exclusive."""
         return self._core.run(
             self._core.list_transactions(
-                organization_id, cursor=cursor, limit=limit, type=type, agent_type=agent_type, action=action
+                organization_id,
+                cursor=cursor,
+                limit=limit,
+                type=type,
+                agent_type=agent_type,
+                action=action,
+                project_id=project_id,
+                department_id=department_id,
+                user_id=user_id,
+                run_id=run_id,
+                since=since,
+                until=until,
             )
         )
-
-    def sweep(
-        self,
-        organization_id: Id | None = None,
-    ) -> SweepReport:
-        """Book what is due everywhere; tidiness only, correctness never depends on it."""
-        return self._core.run(self._core.sweep(organization_id))
-
-    def verify(
-        self,
-        organization_id: Id | None = None,
-    ) -> VerifyReport:
-        """Recompute every counter from the rows that it counts and report any difference."""
-        return self._core.run(self._core.verify(organization_id))
 
     def flush(self, within: timedelta = timedelta(seconds=10)) -> bool:
         """Wait until settlements made in the background are booked; False when the store is still away."""

@@ -10,7 +10,6 @@ from agentcredits.amounts import Amount, to_micros
 from agentcredits.ids import check_text, encode_json, new_id, scope_id
 from agentcredits.model import (
     Overage,
-    Pricing,
     ReservationRecord,
     ReservationState,
     Scopes,
@@ -18,6 +17,7 @@ from agentcredits.model import (
 )
 from agentcredits.reservation import Hold
 from agentcredits.rules import operations as ops
+from agentcredits.rules.pricing import Price
 from agentcredits.runner.steps import Read, Steps
 from agentcredits.service import arguments
 from agentcredits.service.prices import Prices
@@ -31,8 +31,7 @@ class Charges(Prices):
         self,
         *,
         organization_id: str,
-        amount_micros: int,
-        pricing: Pricing = Pricing.PRICED,
+        price: Price,
         agent_type: str | None,
         action: str | None,
         quantity: Any = 1,
@@ -44,21 +43,23 @@ class Charges(Prices):
         explicit_amount: bool = False,
     ) -> Steps[Transaction]:
         """Charge at once."""
-        activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, pricing)
+        activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, price.pricing)
         key, generated = arguments.key(idempotency_key)
         if self._dry_run(organization_id):
-            return arguments.dry_transaction(organization_id, amount_micros, activity, key)
+            return arguments.dry_transaction(organization_id, price.amount_micros, activity, key)
         operation = ops.Consume(
             organization_id=organization_id,
             id=new_id(),
             key=key,
             key_generated=generated,
             fingerprint=arguments.fingerprint(
-                "consume", organization_id, amount_micros, activity, explicit_amount, overage
+                "consume", organization_id, price.amount_micros, activity, explicit_amount, overage
             ),
-            amount_micros=amount_micros,
+            amount_micros=price.amount_micros,
             activity=activity,
             overage=overage,
+            observe=self.mode == "observe",
+            would_refuse=self._would_refuse(activity.scopes, price.refusal),
         )
         outcome = yield from self._post(operation)
         transaction = self._transaction(organization_id, outcome)
@@ -96,8 +97,7 @@ class Charges(Prices):
         return (
             yield from self.consume(
                 organization_id=owner,
-                amount_micros=price.amount_micros,
-                pricing=price.pricing,
+                price=price,
                 agent_type=agent_type,
                 action=action,
                 quantity=quantity,
@@ -114,8 +114,7 @@ class Charges(Prices):
         self,
         *,
         organization_id: str,
-        amount_micros: int,
-        pricing: Pricing = Pricing.PRICED,
+        price: Price,
         agent_type: str | None,
         action: str | None,
         quantity: Any = 1,
@@ -128,13 +127,13 @@ class Charges(Prices):
         handle: type[Hold] = Hold,
     ) -> Steps[Hold]:
         """Hold an amount."""
-        activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, pricing)
+        activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, price.pricing)
         key, generated = arguments.key(idempotency_key)
         live = self.settings.reservation_ttl if ttl is None else arguments.ttl(ttl)
         if self._dry_run(organization_id):
             return handle(
                 self,
-                arguments.dry_reservation(organization_id, amount_micros, activity, key, live),
+                arguments.dry_reservation(organization_id, price.amount_micros, activity, key, live),
                 ttl=live,
                 dry_run=True,
             )
@@ -145,11 +144,13 @@ class Charges(Prices):
                 key=key,
                 key_generated=generated,
                 fingerprint=arguments.fingerprint(
-                    "reserve", organization_id, amount_micros, activity, explicit_amount, None
+                    "reserve", organization_id, price.amount_micros, activity, explicit_amount, None
                 ),
-                amount_micros=amount_micros,
+                amount_micros=price.amount_micros,
                 ttl=live,
                 activity=activity,
+                observe=self.mode == "observe",
+                would_refuse=self._would_refuse(activity.scopes, price.refusal),
             )
         )
         return handle(self, self.reservation_record(organization_id, outcome), ttl=live)
@@ -185,8 +186,7 @@ class Charges(Prices):
         return (
             yield from self.reserve(
                 organization_id=owner,
-                amount_micros=price.amount_micros,
-                pricing=price.pricing,
+                price=price,
                 agent_type=agent_type,
                 action=action,
                 quantity=quantity,

@@ -9,9 +9,7 @@ from typing import Any
 
 from agentcredits.amounts import MAX_AMOUNT_MICROS, Amount, to_micros
 from agentcredits.clock import as_utc
-from agentcredits.errors import (
-    AccountNotFoundError,
-)
+from agentcredits.errors import AccountNotFoundError, CreditsError, MissingContextError
 from agentcredits.ids import check_text, encode_json, new_id, scope_id
 from agentcredits.model import (
     Balance,
@@ -22,6 +20,7 @@ from agentcredits.model import (
     PlannedAction,
     Quote,
     QuoteLine,
+    Scopes,
     SweepReport,
     Transaction,
     TransactionType,
@@ -29,14 +28,13 @@ from agentcredits.model import (
 )
 from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
-from agentcredits.rules import refusals
 from agentcredits.runner.steps import Read, Steps
 from agentcredits.service import arguments
-from agentcredits.service.charges import Charges
+from agentcredits.service.operators import Operators
 from agentcredits.store import queries, verification
 
 
-class ServiceCore(Charges):
+class ServiceCore(Operators):
     """What both public faces, the decorators and the adapters use."""
 
     def grant_credits(
@@ -121,23 +119,32 @@ class ServiceCore(Charges):
         amount_micros: int,
         agent_type: str | None = None,
         action: str | None = None,
+        scopes: Scopes | None = None,
+        refusal: CreditsError | None = None,
     ) -> Steps[Decision]:
-        """Whether an amount could be charged now."""
+        """Whether an amount could be charged now; ``refusal`` is what mode "observe" found before."""
+        activity = ops.Activity(agent_type=agent_type, action=action, scopes=scopes or Scopes())
+        planned = _planned(organization_id, amount_micros, activity, refusal)
+        return (yield from self._decide(organization_id, [planned]))
+
+    def _decide(self, organization_id: str, planned: Sequence[ops.Spending]) -> Steps[Decision]:
+        required = sum(operation.amount_micros for operation in planned)
         if self.mode == "off":
-            return Decision(organization_id, True, amount_micros, amount_micros)
+            return Decision(organization_id, True, required, required)
+        available, refusal = 0, None
         try:
-            account = yield Read(
-                lambda connection: queries.get_account(connection, organization_id, self.clock), organization_id
+            for operation in planned:
+                refusal = refusal or self._would_refuse(operation.activity.scopes, operation.would_refuse)
+            available, later = yield Read(
+                lambda connection: queries.check(connection, organization_id, planned, self.clock), organization_id
             )
-        except AccountNotFoundError as error:
-            return arguments.denied(organization_id, amount_micros, 0, error)
-        available = account.available_micros
-        if amount_micros > available:
-            refusal = refusals.insufficient(
-                account, available, amount_micros, ops.Activity(agent_type=agent_type, action=action)
-            )
-            return arguments.denied(organization_id, amount_micros, available, refusal)
-        return Decision(organization_id, True, amount_micros, available)
+            refusal = refusal or later
+        except (AccountNotFoundError, MissingContextError) as error:
+            refusal = refusal or error
+        if refusal is None:
+            return Decision(organization_id, True, required, available)
+        # In mode "observe" the work would run: allowed, and why "enforce" would refuse it.
+        return arguments.denied(organization_id, required, available, refusal, allowed=self.mode == "observe")
 
     def check_credits(
         self,
@@ -148,9 +155,13 @@ class ServiceCore(Charges):
         quantity: Any = 1,
         dimensions: Mapping[str, Any] | None = None,
         amount: Amount | None = None,
+        project_id: object = None,
+        department_id: object = None,
+        user_id: object = None,
     ) -> Steps[Decision]:
         """Whether an action could be charged now; the public method."""
         owner = scope_id(organization_id, name="organization_id")
+        scopes = self._scopes(owner, project_id, department_id, user_id)
         price = yield from self.amount_for(
             organization_id=owner,
             amount=amount,
@@ -161,7 +172,12 @@ class ServiceCore(Charges):
         )
         return (
             yield from self.check(
-                organization_id=owner, amount_micros=price.amount_micros, agent_type=agent_type, action=action
+                organization_id=owner,
+                amount_micros=price.amount_micros,
+                agent_type=agent_type,
+                action=action,
+                scopes=scopes,
+                refusal=price.refusal,
             )
         )
 
@@ -174,20 +190,32 @@ class ServiceCore(Charges):
         type: str | None = None,
         agent_type: str | None = None,
         action: str | None = None,
+        project_id: object = None,
+        department_id: object = None,
+        user_id: object = None,
+        run_id: object = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> Steps[Page[Transaction]]:
-        """A page of the history, newest first."""
+        """A page of the history."""
         owner = scope_id(organization_id, name="organization_id")
         before = (
             None if cursor is None else arguments.whole_number(cursor, name="cursor", low=0, high=MAX_AMOUNT_MICROS)
         )
-        for name, value in (("agent_type", agent_type), ("action", action)):
-            if value is not None:
-                check_text(value, name=name)
+        matches = arguments.matches(
+            agent_type=agent_type,
+            action=action,
+            project_id=project_id,
+            department_id=department_id,
+            user_id=user_id,
+            run_id=run_id,
+        )
         kind = None if type is None else arguments.choice(TransactionType, type, name="type")
         size = arguments.page_size(limit)
+        start, end = arguments.period(since, until)
         page: Page[Transaction] = yield Read(
             lambda connection: queries.list_transactions(
-                connection, owner, cursor=before, limit=size, type=kind, agent_type=agent_type, action=action
+                connection, owner, cursor=before, limit=size, type=kind, matches=matches, since=start, until=end
             ),
             owner,
         )
@@ -197,6 +225,8 @@ class ServiceCore(Charges):
         """Price a whole plan before the start."""
         owner = scope_id(organization_id, name="organization_id")
         lines = []
+        operations = []
+        scopes = self._scopes(owner, None, None, None)
         for planned in arguments.items(actions, PlannedAction, name="actions"):
             price = yield from self.price(
                 organization_id=owner,
@@ -207,8 +237,9 @@ class ServiceCore(Charges):
             )
             quantity = price_rules.parse_quantity(planned.quantity)
             lines.append(QuoteLine(planned.agent_type, planned.action, quantity, price.amount_micros))
-        total = sum(line.amount_micros for line in lines)
-        decision = yield from self.check(organization_id=owner, amount_micros=total, action="the plan")
+            activity = ops.Activity(agent_type=planned.agent_type, action=planned.action, scopes=scopes)
+            operations.append(_planned(owner, price.amount_micros, activity, price.refusal))
+        decision = yield from self._decide(owner, operations)
         return Quote(owner, tuple(lines), decision)
 
     def sweep(self, organization_id: object = None) -> Steps[SweepReport]:
@@ -230,3 +261,18 @@ class ServiceCore(Charges):
         owner = None if organization_id is None else scope_id(organization_id, name="organization_id")
         report: VerifyReport = yield Read(lambda connection: verification.verify(connection, owner), owner)
         return report
+
+
+def _planned(
+    organization_id: str, amount_micros: int, activity: ops.Activity, refusal: CreditsError | None
+) -> ops.Spending:
+    """A charge that is only asked about."""
+    return ops.Spending(
+        organization_id=organization_id,
+        id="",
+        key="",
+        fingerprint="",
+        amount_micros=amount_micros,
+        activity=activity,
+        would_refuse=refusal,
+    )

@@ -10,20 +10,16 @@ from uuid import UUID
 
 from agentcredits.amounts import Amount
 from agentcredits.model import (
-    ActionCost,
     Balance,
-    CreditGrant,
     Decision,
     Page,
     PlannedAction,
     Quote,
     ReservationRecord,
-    SweepReport,
     Transaction,
-    VerifyReport,
 )
 from agentcredits.reservation import Hold, Reservation, ReservationRequest
-from agentcredits.service.base import BaseService
+from agentcredits.service.coroutine_operators import OperatorMethods
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -34,7 +30,7 @@ Id = str | UUID
 OverageName = Literal["reject", "cap"]
 
 
-class CreditService(BaseService):
+class CreditService(OperatorMethods):
     """Credits for AI agents in your own database; every method is a coroutine.
 
     Constructing one is free: services on the same database share one engine and one queue in a process. A cancelled
@@ -68,6 +64,9 @@ class CreditService(BaseService):
         quantity: Amount = 1,
         dimensions: Mapping[str, Any] | None = None,
         amount: Amount | None = None,
+        project_id: Id | None = None,
+        department_id: Id | None = None,
+        user_id: Id | None = None,
     ) -> Decision:
         """Whether an action (or ``amount`` credits) could be charged now; nothing is held, so another may be faster.
 
@@ -82,6 +81,9 @@ class CreditService(BaseService):
                 quantity=quantity,
                 dimensions=dimensions,
                 amount=amount,
+                project_id=project_id,
+                department_id=department_id,
+                user_id=user_id,
             )
         )
 
@@ -369,142 +371,6 @@ class CreditService(BaseService):
             return await self._core.arun_in_session(steps, session)
         return await self._core.arun(steps)
 
-    async def grant_credits(
-        self,
-        organization_id: Id,
-        amount: Amount,
-        *,
-        category: str = "paid",
-        priority: int = 50,
-        effective_at: datetime | None = None,
-        expires_at: datetime | None = None,
-        source: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> CreditGrant:
-        """Add a block of credits; opens the organization's account.
-
-        Args:
-            organization_id: Who gets them.
-            amount: Credits.
-            category: ``"paid"``, ``"promotional"``, ``"plan"`` or ``"adjustment"``.
-            priority: Lower burns first.
-            effective_at: From when they can be spent; None: now.
-            expires_at: Until when (exclusive); None: for ever.
-            source: Where they come from, such as a payment's id.
-            metadata: Stored beside the row.
-            idempotency_key: The same key and payload answer the same grant.
-
-        Raises:
-            InvalidAmountError: no amount.
-            InvalidInputError: a naive time, an unknown category, an end before the start.
-            IdempotencyMismatchError: the key was used for another grant.
-        """
-        return await self._core.arun(
-            self._core.grant_credits(
-                organization_id,
-                amount,
-                category=category,
-                priority=priority,
-                effective_at=effective_at,
-                expires_at=expires_at,
-                source=source,
-                metadata=metadata,
-                idempotency_key=idempotency_key,
-            )
-        )
-
-    async def void_grant(
-        self,
-        grant: str | CreditGrant,
-        *,
-        organization_id: Id | None = None,
-        reason: str | None = None,
-    ) -> CreditGrant:
-        """Take back what is left of a grant; what is held stays with its hold and ends with it.
-
-        Raises:
-            GrantNotFoundError: unknown, or another organization's.
-        """
-        return await self._core.arun(self._core.void_grant(grant, organization_id=organization_id, reason=reason))
-
-    async def list_grants(
-        self,
-        organization_id: Id,
-    ) -> tuple[CreditGrant, ...]:
-        """Every grant of the organization as it is now, oldest first."""
-        return await self._core.arun(self._core.list_grants(organization_id))
-
-    async def create_account(
-        self,
-        organization_id: Id,
-    ) -> Balance:
-        """Open an account without credits; nothing happens when it is there."""
-        return await self._core.arun(self._core.create_account(organization_id))
-
-    async def set_cost(
-        self,
-        agent_type: str,
-        action: str,
-        cost: Amount,
-        *,
-        organization_id: Id | None = None,
-        valid_from: datetime | None = None,
-        valid_until: datetime | None = None,
-        free: bool = False,
-        source: str | None = None,
-    ) -> ActionCost:
-        """Set what an action costs from now or later on; history keeps its prices.
-
-        Args:
-            agent_type: Or ``"*"``: every agent type.
-            action: Or ``"*"``: every action.
-            cost: Credits for one; 0 only with ``free=True``.
-            organization_id: Only for this organization; None: the default for all.
-            valid_from: From when; None: now.
-            valid_until: Until when (exclusive), after which the price before is in force again; None: until replaced.
-            free: The action costs nothing, on purpose.
-            source: Where the price comes from.
-
-        Raises:
-            InvalidAmountError: no amount.
-        """
-        return await self._core.arun(
-            self._core.set_cost(
-                agent_type,
-                action,
-                cost,
-                organization_id=organization_id,
-                valid_from=valid_from,
-                valid_until=valid_until,
-                free=free,
-                source=source,
-            )
-        )
-
-    async def get_cost(
-        self,
-        agent_type: str,
-        action: str,
-        *,
-        organization_id: Id | None = None,
-    ) -> ActionCost:
-        """The price that applies to an action now.
-
-        Raises:
-            UnpricedActionError: none does.
-        """
-        return await self._core.arun(self._core.get_cost(agent_type, action, organization_id=organization_id))
-
-    async def list_costs(
-        self,
-        organization_id: Id | None = None,
-        *,
-        all_versions: bool = False,
-    ) -> tuple[ActionCost, ...]:
-        """Prices in force or to come: the defaults, and the organization's own."""
-        return await self._core.arun(self._core.list_costs(organization_id, all_versions=all_versions))
-
     async def list_transactions(
         self,
         organization_id: Id,
@@ -514,27 +380,30 @@ class CreditService(BaseService):
         type: str | None = None,
         agent_type: str | None = None,
         action: str | None = None,
+        project_id: Id | None = None,
+        department_id: Id | None = None,
+        user_id: Id | None = None,
+        run_id: Id | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> Page[Transaction]:
-        """The history, newest first; ``cursor`` is the last page's ``next_cursor``."""
+        """The history, newest first; ``cursor`` is the last page's ``next_cursor``, ``until`` is exclusive."""
         return await self._core.arun(
             self._core.list_transactions(
-                organization_id, cursor=cursor, limit=limit, type=type, agent_type=agent_type, action=action
+                organization_id,
+                cursor=cursor,
+                limit=limit,
+                type=type,
+                agent_type=agent_type,
+                action=action,
+                project_id=project_id,
+                department_id=department_id,
+                user_id=user_id,
+                run_id=run_id,
+                since=since,
+                until=until,
             )
         )
-
-    async def sweep(
-        self,
-        organization_id: Id | None = None,
-    ) -> SweepReport:
-        """Book what is due everywhere; tidiness only, correctness never depends on it."""
-        return await self._core.arun(self._core.sweep(organization_id))
-
-    async def verify(
-        self,
-        organization_id: Id | None = None,
-    ) -> VerifyReport:
-        """Recompute every counter from the rows that it counts and report any difference."""
-        return await self._core.arun(self._core.verify(organization_id))
 
     async def flush(self, within: timedelta = timedelta(seconds=10)) -> bool:
         """Wait until settlements made in the background are booked; False when the store is still away."""

@@ -10,6 +10,7 @@ from agentcredits import hooks
 from agentcredits.clock import Clock
 from agentcredits.context import current_context, merge_metadata
 from agentcredits.errors import (
+    CreditsError,
     MissingContextError,
     ServiceClosedError,
 )
@@ -30,7 +31,7 @@ from agentcredits.runner.runner import Runner
 from agentcredits.runner.steps import Effect, Post, Read, Settle, Steps, Write, adrive, drive
 from agentcredits.service import session
 from agentcredits.service.price_book import PriceBook
-from agentcredits.store import records
+from agentcredits.store import limit_records, records
 
 if TYPE_CHECKING:
     from agentcredits.settings import Settings
@@ -56,7 +57,7 @@ class Doors:
             settings = load_settings()
         self.settings = settings
         self.clock = clock
-        self.mode: Literal["enforce", "off"] = settings.mode
+        self.mode: Literal["enforce", "observe", "off"] = settings.mode
         self._database = database
         self._lease: Lease | None = None
         self._lock = threading.RLock()
@@ -178,7 +179,47 @@ class Doors:
         outcome: Outcome = yield Post(operation)
         if outcome.error is not None:
             raise outcome.error
+        self.tell_beside(operation.organization_id, outcome)
         return outcome
+
+    @staticmethod
+    def tell_beside(organization_id: str, outcome: Outcome) -> None:
+        """Fire the hooks of what an operation brought about beside its record: crossings, observed denials."""
+        events = [
+            hooks.CreditEvent(
+                "limit_crossed", organization_id, crossing=limit_records.public_crossing(organization_id, crossed)
+            )
+            for crossed in outcome.crossings
+        ]
+        events += [
+            hooks.CreditEvent(
+                "would_refuse", organization_id, denial=limit_records.public_denial(organization_id, denied)
+            )
+            for denied in outcome.denials
+        ]
+        if events:
+            session.tell(events)
+
+    def _would_refuse(self, scopes: Scopes, refusal: CreditsError | None) -> CreditsError | None:
+        """What mode "observe" only records; any other mode refuses a charge that lacks a required scope.
+
+        Raises:
+            MissingContextError: a scope of ``require_scopes`` is missing.
+        """
+        if refusal is not None:
+            return refusal
+        for name in self.settings.require_scopes:
+            if getattr(scopes, f"{name}_id") is None:
+                error = MissingContextError(
+                    f"every charge needs a {name} here (setting require_scopes): add {name}_id to the RequestContext.",
+                    reason="scope_required",
+                    context={"scope": name},
+                    suggestions=(f"Add {name}_id to the RequestContext, or pass {name}_id=.",),
+                )
+                if self.mode != "observe":
+                    raise error
+                return error
+        return None
 
     def _scopes(self, owner: str, project_id: object, department_id: object, user_id: object) -> Scopes:
         """The scopes given; what is not given comes from the current context, if it is of the same organization."""
@@ -190,6 +231,7 @@ class Doors:
             user_id=optional_scope_id(user_id, name="user_id") or known.user_id,
             run_id=known.run_id,
             request_id=known.request_id,
+            run_max_micros=known.run_max_micros,
         )
 
     @staticmethod
@@ -238,12 +280,12 @@ class Doors:
 
     def _tell_transaction(self, name: Literal["charged", "refunded"], transaction: Transaction) -> None:
         events = [hooks.CreditEvent(name, transaction.organization_id, transaction=transaction)]
-        if transaction.uncollected_micros:
+        if transaction.uncollected_micros and transaction.pricing is not Pricing.OBSERVED:
             events.append(hooks.CreditEvent("uncollected", transaction.organization_id, transaction=transaction))
         session.tell(events)
 
     def tell_settled(self, record: ReservationRecord) -> None:
         """Fire the hooks of a settled hold."""
         hooks.fire(hooks.CreditEvent("settled", record.organization_id, reservation=record))
-        if record.uncollected_micros:
+        if record.uncollected_micros and record.pricing is not Pricing.OBSERVED:
             hooks.fire(hooks.CreditEvent("uncollected", record.organization_id, reservation=record))

@@ -48,9 +48,14 @@ class Prices(Doors):
         if self.mode == "off":
             return Price(0, Pricing.FREE)
         row = yield from self._cost_row(organization_id, agent_type, action)
-        return price_rules.price(
-            row, agent_type=agent_type, action=action, quantity=amount, record_unpriced=unpriced == "record"
-        )
+        try:
+            return price_rules.price(
+                row, agent_type=agent_type, action=action, quantity=amount, record_unpriced=unpriced == "record"
+            )
+        except UnpricedActionError as error:
+            if self.mode != "observe":
+                raise
+            return Price(0, Pricing.UNPRICED, error)
 
     def _cost_row(self, organization_id: str, agent_type: str, action: str) -> Steps[CostRow | None]:
         place = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, RootTransaction, event
 from agentcredits import hooks
 from agentcredits.errors import ConfigurationError
 from agentcredits.runner.runner import Runner
-from agentcredits.store import queries
+from agentcredits.store import queries, reports
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -136,17 +137,23 @@ def _fire(charges: OpenCharges) -> None:
 
 def _is_booked(runner: Runner, credit_event: hooks.CreditEvent) -> bool:
     """Never raises: the commit that it is asked after was the user's, and is through."""
-    transaction = credit_event.transaction
-    if transaction is None:
+    owner = credit_event.organization_id
+    is_there: Callable[[Connection, str, str], bool] = queries.has_transaction
+    record_id: str | None = None
+    if credit_event.denial is not None:
+        is_there, record_id = reports.has_denial, credit_event.denial.id
+    elif credit_event.crossing is not None:
+        record_id = credit_event.crossing.transaction_id
+    elif credit_event.transaction is not None:
+        record_id = credit_event.transaction.id
+    if record_id is None:
         return False
+    place = owner, record_id
     try:
-        found = runner.read(
-            lambda connection: queries.get_transaction(connection, transaction.organization_id, transaction.id)
-        )
+        return runner.read(lambda connection: is_there(connection, *place))
     except Exception:
-        logger.exception("agentcredits: cannot tell whether transaction %s was booked", transaction.id)
+        logger.exception("agentcredits: cannot tell whether %s was booked", record_id)
         return False
-    return found is not None
 
 
 def _fire_when_booked(charges: OpenCharges) -> None:

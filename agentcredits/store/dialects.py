@@ -11,28 +11,23 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from sqlalchemy import (
     URL,
-    BigInteger,
-    Boolean,
     Connection,
     Engine,
-    Integer,
-    String,
+    RowMapping,
     Table,
     TextClause,
-    and_,
     bindparam,
     create_engine,
     event,
-    func,
+    exists,
     insert,
-    literal_column,
     make_url,
     select,
     text,
@@ -41,21 +36,43 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
+from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import ExactNumeric, UtcDateTime, credit_accounts, credit_grants
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits
 
 Rows = Sequence[Mapping[str, Any]]
+#: A row as SQLAlchemy or a driver of its own gives it (a RowMapping is not a Mapping to type checkers).
+RowLike = RowMapping | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Rows to insert, or (with ``keys``) to update by those columns; all rows have the same columns."""
+    """Rows to insert, or (with ``keys``) to update by those columns; all rows have the same columns in one order.
+
+    With ``adds`` a row that is there already is not replaced: these columns are added to it.
+    """
 
     table: Table
     rows: Rows
     keys: tuple[str, ...] = ()
+    adds: tuple[str, ...] = ()
 
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A locked account: its row (None: there is none), its open grants, the time after it was locked, and whether it
+    has any limits.
+    """
+
+    account: RowLike | None
+    grants: Sequence[RowLike]
+    now: datetime
+    has_limits: bool
+
+
+#: The most that a total may hold: MAX_TOTAL_MICROS fits a signed 64-bit counter with room to spare.
+_MOST: Final = MAX_TOTAL_MICROS
 
 #: How long to wait for one of our own connections when all are in use.
 POOL_TIMEOUT_SECONDS: Final = 10.0
@@ -189,19 +206,20 @@ class StoreDialect:
         """The database's clock, read now (not at the transaction's start)."""
         return host_now()
 
-    def lock_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Any:
-        """The account's row, locked until the transaction ends; None when there is none."""
-        return connection.execute(_ACCOUNT, {"organization": organization_id}).mappings().first()
-
-    def load_open_grants(self, connection: Connection, organization_id: str) -> tuple[Sequence[Any], datetime]:
-        """The account's open grants, and the time after its row was locked."""
-        rows = connection.execute(_OPEN_GRANTS, {"organization": organization_id}).mappings().all()
-        return rows, self.now(connection)
+    def open_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Opened:
+        """Lock the account until the transaction ends, then read its open grants and the clock."""
+        place = {"organization": organization_id}
+        account = connection.execute(ACCOUNT, place).mappings().first()
+        grants = connection.execute(_OPEN_GRANTS, place).mappings().all()
+        has_limits = connection.execute(HAS_LIMITS, place).scalar_one()
+        return Opened(account, grants, self.now(connection), bool(has_limits))
 
     def write(self, connection: Connection, writes: Sequence[Write]) -> None:
         """Do all the writes of a posting, in order."""
         for entry in writes:
-            if entry.keys:
+            if entry.adds:
+                connection.execute(_add_by_key(entry.table, entry.keys, entry.adds), list(entry.rows))
+            elif entry.keys:
                 values = [name for name in entry.rows[0] if name not in entry.keys]
                 connection.execute(
                     _update_by_key(entry.table, entry.keys, tuple(values)),
@@ -212,6 +230,25 @@ class StoreDialect:
                 )
             else:
                 connection.execute(insert(entry.table), list(entry.rows))
+
+
+@lru_cache(maxsize=64)
+def _add_by_key(table: Table, keys: tuple[str, ...], adds: tuple[str, ...]) -> TextClause:
+    columns = [column.name for column in table.columns]
+    return text(
+        f"INSERT INTO {table.name} AS t ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})"  # noqa: S608
+        + on_conflict_add(keys, adds)
+    )
+
+
+def on_conflict_add(keys: tuple[str, ...], adds: tuple[str, ...]) -> str:
+    """The end of an INSERT that adds to the row that is there."""
+    # A total stays at the top instead of running over (over-runs that nobody pays add up without end).
+    sums = ", ".join(
+        f"{name} = CASE WHEN t.{name} > {_MOST} - excluded.{name} THEN {_MOST} ELSE t.{name} + excluded.{name} END"
+        for name in adds
+    )
+    return f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {sums}"
 
 
 @lru_cache(maxsize=64)
@@ -265,174 +302,11 @@ class SQLiteDialect(StoreDialect):
             connection.exec_driver_sql("BEGIN")
 
 
-class PostgreSQLDialect(StoreDialect):
-    """PostgreSQL: READ COMMITTED and the account's row lock."""
-
-    name = "postgresql"
-    mixes_accounts = False
-
-    def begin_write(self, connection: Connection, timeout_seconds: float) -> None:
-        """Own transactions never wait longer than the time-out for a lock."""
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(timeout_seconds * 1000)}")
-
-    def begin_posting(self, connection: Connection, timeout_seconds: float) -> None:
-        """Nothing to send: the statement that locks the account also sets how long it waits."""
-
-    def begin_read(self, connection: Connection) -> None:
-        """REPEATABLE READ: READ COMMITTED would give each statement its own moment."""
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-
-    def now(self, connection: Connection) -> datetime:
-        """``clock_timestamp()``: ``now()`` would be the transaction's start."""
-        value: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
-        return value.astimezone(UTC)
-
-    def lock_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Any:
-        """One statement sets the lock time-out for this transaction and locks the row.
-
-        ``timeout_seconds`` None leaves the setting alone (the transaction is the caller's). The joined CTE is read
-        before the row is locked, so that the setting is in force when the wait begins.
-        """
-        if timeout_seconds is None:
-            return connection.execute(_ACCOUNT_LOCKED, {"organization": organization_id}).mappings().first()
-        return (
-            connection.execute(
-                _ACCOUNT_LOCKED_IN_TIME,
-                {"organization": organization_id, "timeout": str(round(timeout_seconds * 1000))},
-            )
-            .mappings()
-            .first()
-        )
-
-    def load_open_grants(self, connection: Connection, organization_id: str) -> tuple[Sequence[Any], datetime]:
-        """One statement for both; it starts after the lock was got, so that its clock and its snapshot are new."""
-        rows = connection.execute(_OPEN_GRANTS_AND_CLOCK, {"organization": organization_id}).mappings().all()
-        return [row for row in rows if row["id"] is not None], rows[0]["read_at"].astimezone(UTC)
-
-    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
-        """All writes of a posting in one statement, however many rows.
-
-        What is the same in all rows of a table is sent once, as a plain value; what differs as an array.
-        """
-        if not writes:
-            return
-        shape: list[_Part] = []
-        parameters: dict[str, Any] = {}
-        for place, entry in enumerate(writes):
-            first, *others = entry.rows
-            forms: list[tuple[str, _Form]] = []
-            for name, value in first.items():
-                if all(row[name] == value for row in others):
-                    forms.append((name, "null" if value is None else "value"))
-                    if value is not None:
-                        parameters[_parameter(place, name)] = value
-                else:
-                    forms.append((name, "array"))
-                    parameters[_parameter(place, name)] = [row[name] for row in entry.rows]
-            shape.append((entry.table, entry.keys, tuple(forms)))
-        if connection.dialect.driver == "psycopg":
-            # The same statement without SQLAlchemy's own work on fifty parameters.
-            connection.exec_driver_sql(_write_sql(tuple(shape), "%({})s"), parameters)
-        else:
-            connection.execute(_write_statement(tuple(shape)), parameters)
-
-
-_Form = Literal["null", "value", "array"]
-_Part = tuple[Table, tuple[str, ...], tuple[tuple[str, _Form], ...]]
-"""Table, key columns (none: insert), and how each column is sent."""
-
-
-@lru_cache(maxsize=1024)
-def _write_statement(shape: tuple[_Part, ...]) -> TextClause:
-    return text(_write_sql(shape, ":{}"))
-
-
-@lru_cache(maxsize=1024)
-def _write_sql(shape: tuple[_Part, ...], placeholder: str) -> str:
-    """Data-modifying CTEs: the parts never touch the same row, so that their order does not matter."""
-    parts = [_write_part(place, table, keys, forms, placeholder) for place, (table, keys, forms) in enumerate(shape)]
-    if len(parts) == 1:
-        return parts[0]
-    return "WITH " + ", ".join(f"w{place} AS ({part})" for place, part in enumerate(parts)) + " SELECT 1"
-
-
-def _parameter(place: int, name: str) -> str:
-    # One posting names one account: its id is sent once.
-    return name if name == "organization_id" else f"p{place}_{name}"
-
-
-# The names below come from the declared tables and never from a caller; values are parameters (S608).
-def _write_part(
-    place: int, table: Table, keys: tuple[str, ...], forms: tuple[tuple[str, _Form], ...], placeholder: str
-) -> str:
-    arrays = [name for name, form in forms if form == "array"]
-    sent = {name: placeholder.format(_parameter(place, name)) for name, _ in forms}
-    terms = {name: {"null": "NULL", "value": sent[name], "array": f"v.{name}"}[form] for name, form in forms}
-    source = ""
-    if arrays:
-        columns = ", ".join(f"CAST({sent[name]} AS {_array_type(table, name)})" for name in arrays)
-        source = f" FROM unnest({columns}) AS v({', '.join(arrays)})"
-        terms |= {
-            name: f"CAST({term} AS {_array_type(table, name).removesuffix('[]')})"
-            for name, term in terms.items()
-            if name not in arrays
-        }
-    if not keys:
-        values = ", ".join(terms.values())
-        rows = f"SELECT {values}{source}" if arrays else f"VALUES ({values})"
-        return f"INSERT INTO {table.name} ({', '.join(terms)}) {rows}"
-    assignments = ", ".join(f"{name} = {term}" for name, term in terms.items() if name not in keys)
-    condition = " AND ".join(f"t.{key} = {terms[key]}" for key in keys)
-    return f"UPDATE {table.name} AS t SET {assignments}{source} WHERE {condition}"  # noqa: S608
-
-
-def _array_type(table: Table, name: str) -> str:
-    column_type = table.c[name].type
-    for kind, word in _ARRAY_TYPES:
-        if isinstance(column_type, kind):
-            return f"{word}[]"
-    raise AssertionError(f"{table.name}.{name} has a type that no array is known for")
-
-
-#: Spelled out, so that PostgreSQL's dialect is imported only where it is used.
-_ARRAY_TYPES: Final = (
-    (UtcDateTime, "TIMESTAMP WITH TIME ZONE"),
-    (ExactNumeric, "NUMERIC"),
-    (String, "TEXT"),
-    (BigInteger, "BIGINT"),
-    (Integer, "INTEGER"),
-    (Boolean, "BOOLEAN"),
-)
-
-_ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id == bindparam("organization"))
-_ACCOUNT_LOCKED: Final = _ACCOUNT.with_for_update(key_share=True)
-_TIMEOUT: Final = (
-    select(
-        func.set_config(literal_column("'lock_timeout'"), bindparam("timeout"), literal_column("true")).label(
-            "lock_timeout"
-        )
-    )
-    .cte("timeout_setting")
-    .prefix_with("MATERIALIZED")
-)
-_ACCOUNT_LOCKED_IN_TIME: Final = (
-    select(credit_accounts)
-    .select_from(credit_accounts.join(_TIMEOUT, _TIMEOUT.c.lock_timeout.is_not(None)))
-    .where(credit_accounts.c.organization_id == bindparam("organization"))
-    .with_for_update(key_share=True, of=credit_accounts)
-)
+ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id == bindparam("organization"))
 _OPEN_GRANTS: Final = select(credit_grants).where(
     credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open
 )
-_ONE: Final = select(literal_column("1").label("one")).subquery("one")
-_OPEN_GRANTS_AND_CLOCK: Final = select(func.clock_timestamp().label("read_at"), credit_grants).select_from(
-    _ONE.outerjoin(
-        credit_grants, and_(credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open)
-    )
-)
-
-
-_DIALECTS: Final[dict[str, StoreDialect]] = {"sqlite": SQLiteDialect(), "postgresql": PostgreSQLDialect()}
+HAS_LIMITS: Final = select(exists().where(credit_limits.c.organization_id == bindparam("organization")))
 
 
 def dialect_of(connection: Connection | Engine) -> StoreDialect:
@@ -441,9 +315,16 @@ def dialect_of(connection: Connection | Engine) -> StoreDialect:
     Raises:
         ConfigurationError: neither SQLite nor PostgreSQL.
     """
-    try:
-        return _DIALECTS[connection.dialect.name]
-    except KeyError:
-        raise ConfigurationError(
-            f"the database {connection.dialect.name!r} is not supported: use SQLite or PostgreSQL."
-        ) from None
+    name = connection.dialect.name
+    known = _DIALECTS.get(name)
+    if known is not None:
+        return known
+    if name != "postgresql":
+        raise ConfigurationError(f"the database {name!r} is not supported: use SQLite or PostgreSQL.")
+    # Imported by whoever uses it.
+    from agentcredits.store.postgresql import PostgreSQLDialect
+
+    return _DIALECTS.setdefault(name, PostgreSQLDialect())
+
+
+_DIALECTS: Final[dict[str, StoreDialect]] = {"sqlite": SQLiteDialect()}

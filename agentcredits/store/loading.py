@@ -7,14 +7,18 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_
 
-from agentcredits.model import Allocation
+from agentcredits.model import Allocation, LimitScope
+from agentcredits.rules import limits
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import is_due
+from agentcredits.rules.limits import Place
 from agentcredits.rules.state import OPEN_STATES, AccountState, HoldState, Ledger, Row
-from agentcredits.store import records
+from agentcredits.store import limit_records, limit_sums, records
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
+    credit_limit_usage,
+    credit_limits,
     credit_reservations,
     credit_transaction_allocations,
     credit_transaction_details,
@@ -133,6 +137,66 @@ def read_rows(connection: Connection, organization_id: str, statement: Select[tu
     found = connection.execute(statement).mappings().all()
     allocations = load_allocations(connection, organization_id, [row["id"] for row in found]) if found else {}
     return [records.read_row(row, allocations.get(row["id"], ())) for row in found]
+
+
+def load_limits(connection: Connection, ledger: Ledger, operations: Sequence[ops.Operation]) -> None:
+    """The limits that the operations, and the holds and charges that they name, fall under; with their counters."""
+    places: set[Place] = {(LimitScope.ORGANIZATION, "")}
+    limit_ids: set[str] = set()
+    for operation in operations:
+        if isinstance(operation, ops.Spending):
+            places.update(limits.places_of_activity(operation.activity))
+        elif isinstance(operation, ops.SetLimit):
+            places.add((operation.scope, operation.scope_id))
+        elif isinstance(operation, ops.RemoveLimit):
+            limit_ids.add(operation.limit_id)
+    for row in ledger.rows.values():
+        places.update(limits.places_of_record(row))
+    for hold in ledger.holds.values():
+        places.update(limits.places_of_record(hold))
+        limit_ids.update(hold.limits)
+    # Each scope's default too.
+    places |= {(scope, "") for scope, _ in places}
+    table, usage = credit_limits, credit_limit_usage
+    named = sorted((str(scope), scope_id) for scope, scope_id in places)
+    found = connection.execute(
+        select(table, usage.c.scope_id.label("counted_id"), *(usage.c[name] for name in limit_records.COUNTERS))
+        .select_from(
+            table.outerjoin(
+                usage,
+                and_(
+                    usage.c.organization_id == table.c.organization_id,
+                    usage.c.limit_id == table.c.id,
+                    usage.c.scope_id.in_(sorted({scope_id for _, scope_id in places})),
+                ),
+            )
+        )
+        .where(
+            table.c.organization_id == ledger.organization_id,
+            or_(
+                tuple_(table.c.scope, table.c.scope_id).in_(named),
+                table.c.id.in_(sorted(limit_ids)),
+            ),
+        )
+    ).mappings()
+    for values in found:
+        limit_id, counted_id = values["id"], values["counted_id"]
+        ledger.add_limit(limit_records.read_limit(values))
+        if counted_id is not None:
+            ledger.usage[limit_id, counted_id] = limit_records.read_usage(limit_id, counted_id, values)
+
+
+def load_existing(connection: Connection, ledger: Ledger, operations: Sequence[ops.Operation], now: datetime) -> None:
+    """What was charged in the present window, for new limits that are to count it."""
+    for operation in operations:
+        if isinstance(operation, ops.SetLimit) and operation.include_existing:
+            start, _ = limits.window_of(limits.new_limit(operation, now, 0), now)
+            statement = limit_sums.spent_since(
+                ledger.organization_id, operation.scope, operation.scope_id, operation.unit, start
+            )
+            ledger.existing[operation.place] = {
+                row.scope_id: int(row.spent) for row in connection.execute(statement) if row.spent
+            }
 
 
 def _load_keys(connection: Connection, ledger: Ledger, places: set[tuple[str, str]]) -> None:

@@ -13,21 +13,27 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, delete, text
 
 from agentcredits.clock import Clock
+from agentcredits.rules import rollups
 from agentcredits.rules.due import book_due
 from agentcredits.rules.operations import Operation
 from agentcredits.rules.posting import Outcome, decide
 from agentcredits.rules.state import Ledger, Row
-from agentcredits.store import loading, records
+from agentcredits.store import limit_records, loading, records
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
     UtcDateTime,
     credit_accounts,
+    credit_denials,
     credit_grants,
+    credit_limit_crossings,
+    credit_limit_usage,
+    credit_limits,
     credit_reservations,
     credit_transaction_allocations,
     credit_transaction_details,
     credit_transactions,
     idempotency_keys,
+    usage_rollups,
 )
 
 
@@ -77,21 +83,23 @@ def _post_account(
 ) -> list[Outcome]:
     ledger = Ledger(organization_id)
     created = False
-    row = dialect.lock_account(connection, organization_id, lock_timeout_seconds)
-    if row is None and any(operation.creates_account for operation in operations):
+    opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
+    if opened.account is None and any(operation.creates_account for operation in operations):
         _create_account(connection, dialect, organization_id, clock)
-        row = dialect.lock_account(connection, organization_id, lock_timeout_seconds)
+        opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
         created = True
-    ledger.account = None if row is None else records.read_account(row)
-    # The clock is read after the lock: a value from before the wait would be old.
-    grants, now = dialect.load_open_grants(connection, organization_id)
-    now = now if clock is None else clock.now()
+    ledger.account = None if opened.account is None else records.read_account(opened.account)
+    # The clock was read after the lock: a value from before the wait would be old.
+    now = opened.now if clock is None else clock.now()
     if ledger.account is not None:
         now = max(now, ledger.account.last_posted_at)
-        for grant in grants:
+        for grant in opened.grants:
             ledger.grants[grant["id"]] = records.read_grant(grant)
         loading.load_due_holds(connection, ledger, now)
         loading.load_named(connection, ledger, operations, fresh=fresh)
+        if opened.has_limits:
+            loading.load_limits(connection, ledger, operations)
+        loading.load_existing(connection, ledger, operations, now)
         book_due(ledger, now)
     outcomes = _decide_all(ledger, operations, now, opened=not created)
     if created and ledger.account is None:
@@ -133,43 +141,54 @@ _CREATE_ACCOUNT: Final = text(
 
 
 def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -> None:
-    """At most ten statements (PostgreSQL: one), whatever the size of the batch."""
-    changes, account, organization_id = ledger.changes, ledger.account, ledger.organization_id
+    """A fixed number of statements (PostgreSQL: one), whatever the size of the batch."""
+    changes, account, owner = ledger.changes, ledger.account, ledger.organization_id
     if account is None:
         return
+    if changes.removed_limits:
+        gone = sorted(changes.removed_limits)
+        for table, column in ((credit_limit_usage, "limit_id"), (credit_limits, "id")):
+            connection.execute(delete(table).where(table.c.organization_id == owner, table.c[column].in_(gone)))
     key = ("organization_id", "id")
     rows = changes.rows
-    details = (records.detail_values(organization_id, row) for row in rows)
-    grants, holds, keys = ledger.grants, ledger.holds, ledger.keys
+    details = (records.detail_values(owner, row) for row in rows)
+    grants, holds, keys, limits, usage = ledger.grants, ledger.holds, ledger.keys, ledger.limits, ledger.usage
     writes = [
         Write(credit_accounts, [records.account_counters(account)] if changes.account else [], key[:1]),
-        Write(
-            credit_grants, [records.grant_values(organization_id, grants[id_]) for id_ in sorted(changes.new_grants)]
-        ),
-        Write(
-            credit_grants, [records.grant_changes(organization_id, grants[id_]) for id_ in sorted(changes.grants)], key
-        ),
-        Write(
-            credit_reservations, [records.hold_values(organization_id, holds[id_]) for id_ in sorted(changes.new_holds)]
-        ),
-        Write(
-            credit_reservations,
-            [records.hold_changes(organization_id, holds[id_]) for id_ in sorted(changes.holds)],
-            key,
-        ),
-        Write(credit_transactions, [records.row_values(organization_id, row) for row in rows]),
+        Write(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)]),
+        Write(credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants)], key),
+        Write(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)]),
+        Write(credit_reservations, [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds)], key),
+        Write(credit_transactions, [records.row_values(owner, row) for row in rows]),
         Write(
             credit_transaction_allocations,
-            [values for row in rows for values in records.allocation_values(organization_id, row)],
+            [values for row in rows for values in records.allocation_values(owner, row)],
         ),
         Write(credit_transaction_details, [values for values in details if values is not None]),
-        Write(
-            idempotency_keys, [records.key_values(organization_id, keys[place]) for place in sorted(changes.new_keys)]
-        ),
+        Write(idempotency_keys, [records.key_values(owner, keys[place]) for place in sorted(changes.new_keys)]),
         Write(
             idempotency_keys,
-            [records.key_values(organization_id, keys[place]) for place in sorted(changes.keys)],
+            [records.key_values(owner, keys[place]) for place in sorted(changes.keys)],
             ("organization_id", "kind", "key"),
         ),
+        Write(
+            usage_rollups,
+            [limit_records.rollup_values(owner, place, total) for place, total in sorted(rollups.totals(rows).items())],
+            ("organization_id", "day", "bucket"),
+            adds=("charges", "charged_micros", "refunded_micros", "uncollected_micros"),
+        ),
+        Write(credit_limits, [limit_records.limit_values(owner, limits[id_]) for id_ in sorted(changes.new_limits)]),
+        Write(credit_limits, [limit_records.limit_changes(owner, limits[id_]) for id_ in sorted(changes.limits)], key),
+        Write(
+            credit_limit_usage,
+            [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.new_usage)],
+        ),
+        Write(
+            credit_limit_usage,
+            [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.usage)],
+            ("organization_id", "limit_id", "scope_id"),
+        ),
+        Write(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings]),
+        Write(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials]),
     ]
     dialect.write(connection, [entry for entry in writes if entry.rows])

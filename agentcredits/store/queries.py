@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, or_, select
 
 from agentcredits.clock import Clock
+from agentcredits.errors import CreditsError
 from agentcredits.model import (
     Balance,
     CreditGrant,
@@ -19,26 +20,45 @@ from agentcredits.model import (
     Transaction,
     TransactionType,
 )
-from agentcredits.rules import refusals
+from agentcredits.rules import limits, refusals
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
+from agentcredits.rules.operations import Activity, Operation, Spending
 from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
 from agentcredits.store import loading, records
 from agentcredits.store.dialects import dialect_of
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, credit_transactions
+from agentcredits.store.tables import (
+    credit_accounts,
+    credit_grants,
+    credit_reservations,
+    credit_transaction_details,
+    credit_transactions,
+)
 
 
-def _now(connection: Connection, clock: Clock | None) -> datetime:
+def now_of(connection: Connection, clock: Clock | None) -> datetime:
+    """The injected clock's time, or the database's."""
     return dialect_of(connection).now(connection) if clock is None else clock.now()
 
 
-def _view(connection: Connection, organization_id: str, clock: Clock | None) -> tuple[Ledger, AccountState, datetime]:
+def view(
+    connection: Connection, organization_id: str, clock: Clock | None, *, planned: Sequence[Operation] | None = None
+) -> tuple[Ledger, AccountState, datetime]:
     """The account as it is now: what is due is computed here and booked by the next posting.
 
     One statement when nothing is due. Otherwise the loads see one moment, or they would be torn apart.
+
+    Args:
+        connection: Where to read.
+        organization_id: Whose.
+        clock: Replaces the database's clock.
+        planned: Load the limits of these operations too.
+
+    Raises:
+        AccountNotFoundError: the organization has no account.
     """
     ledger = Ledger(organization_id)
-    now = _now(connection, clock)
+    now = now_of(connection, clock)
     ledger.account = loading.load_account(connection, organization_id)
     if ledger.account is None:
         raise refusals.account_not_found(organization_id)
@@ -52,7 +72,11 @@ def _view(connection: Connection, organization_id: str, clock: Clock | None) -> 
         now = max(now, ledger.account.last_posted_at)
         loading.load_open_grants(connection, ledger)
         loading.load_due_holds(connection, ledger, now)
+        if planned is not None:
+            loading.load_limits(connection, ledger, planned)
         book_due(ledger, now)
+    elif planned is not None:
+        loading.load_limits(connection, ledger, planned)
     return ledger, ledger.account, now
 
 
@@ -62,7 +86,7 @@ def get_balance(connection: Connection, organization_id: str, clock: Clock | Non
     Raises:
         AccountNotFoundError: the organization has no account.
     """
-    _, account, now = _view(connection, organization_id, clock)
+    _, account, now = view(connection, organization_id, clock)
     return Balance(
         organization_id=organization_id,
         granted_micros=account.granted_micros,
@@ -75,18 +99,34 @@ def get_balance(connection: Connection, organization_id: str, clock: Clock | Non
     )
 
 
-def get_account(connection: Connection, organization_id: str, clock: Clock | None) -> AccountState:
-    """The account's counters now (for checks).
+def check(
+    connection: Connection, organization_id: str, planned: Sequence[Spending], clock: Clock | None
+) -> tuple[int, CreditsError | None]:
+    """Whether operations together could be posted now: micro-credits available, and the refusal if there is one.
 
     Raises:
         AccountNotFoundError: the organization has no account.
     """
-    return _view(connection, organization_id, clock)[1]
+    ledger, account, now = view(connection, organization_id, clock, planned=planned)
+    available = account.available_micros
+    try:
+        for operation in planned:
+            found = limits.of_spending(ledger, operation.activity, now)
+            limits.check(ledger, found, operation.amount_micros, operation.activity)
+            limits.hold(ledger, found, operation.amount_micros)
+            limits.keep(ledger, found)
+    except CreditsError as error:
+        return available, error
+    total = sum(operation.amount_micros for operation in planned)
+    if total > available:
+        what = planned[0].activity if len(planned) == 1 else Activity(action="the plan")
+        return available, refusals.insufficient(account, available, total, what)
+    return available, None
 
 
 def list_grants(connection: Connection, organization_id: str, clock: Clock | None) -> tuple[CreditGrant, ...]:
     """Every grant of the organization as it is now, oldest first."""
-    ledger, _, now = _view(connection, organization_id, clock)
+    ledger, _, now = view(connection, organization_id, clock)
     rows = connection.execute(
         select(credit_grants)
         .where(credit_grants.c.organization_id == organization_id)
@@ -109,7 +149,7 @@ def get_reservation(
         ReservationNotFoundError: unknown, or another organization's.
     """
     table = credit_reservations
-    ledger, _, _ = _view(connection, organization_id, clock)
+    ledger, _, _ = view(connection, organization_id, clock)
     row = (
         connection.execute(
             select(table).where(table.c.organization_id == organization_id, table.c.id == reservation_id)
@@ -133,7 +173,7 @@ def list_reservations(
 ) -> tuple[ReservationRecord, ...]:
     """Reservations in the given states as they are now, newest first."""
     table = credit_reservations
-    ledger, _, now = _view(connection, organization_id, clock)
+    ledger, _, now = view(connection, organization_id, clock)
     statement = select(table).where(table.c.organization_id == organization_id)
     if states:
         # Those whose time is over still stand as open in the table until something is posted.
@@ -148,15 +188,11 @@ def list_reservations(
     )
 
 
-def get_transaction(connection: Connection, organization_id: str, transaction_id: str) -> Transaction | None:
-    """One ledger row, or None."""
+def has_transaction(connection: Connection, organization_id: str, transaction_id: str) -> bool:
+    """Whether this ledger row is there."""
     table = credit_transactions
-    rows = loading.read_rows(
-        connection,
-        organization_id,
-        loading.TRANSACTIONS.where(table.c.organization_id == organization_id, table.c.id == transaction_id),
-    )
-    return records.public_row(organization_id, rows[0]) if rows else None
+    statement = select(table.c.seq).where(table.c.organization_id == organization_id, table.c.id == transaction_id)
+    return connection.execute(statement).first() is not None
 
 
 def list_transactions(
@@ -166,10 +202,21 @@ def list_transactions(
     cursor: int | None,
     limit: int,
     type: TransactionType | None,
-    agent_type: str | None,
-    action: str | None,
+    matches: Mapping[str, str],
+    since: datetime | None,
+    until: datetime | None,
 ) -> Page[Transaction]:
     """A page of the history, newest first, by ``seq``: no row is skipped or shown twice while others are added.
+
+    Args:
+        connection: Where to read.
+        organization_id: Whose.
+        cursor: Only rows before this seq.
+        limit: Rows at most.
+        type: Only rows of this type.
+        matches: Only rows with these values, by column.
+        since: Only rows from here on.
+        until: Only rows before.
 
     Raises:
         AccountNotFoundError: the organization has no account.
@@ -182,10 +229,13 @@ def list_transactions(
         statement = statement.where(table.c.seq < cursor)
     if type is not None:
         statement = statement.where(table.c.type == type.value)
-    if agent_type is not None:
-        statement = statement.where(table.c.agent_type == agent_type)
-    if action is not None:
-        statement = statement.where(table.c.action == action)
+    for name, value in matches.items():
+        column = credit_transaction_details.c.user_id if name == "user_id" else table.c[name]
+        statement = statement.where(column == value)
+    if since is not None:
+        statement = statement.where(table.c.created_at >= since)
+    if until is not None:
+        statement = statement.where(table.c.created_at < until)
     rows = loading.read_rows(connection, organization_id, statement.order_by(table.c.seq.desc()).limit(limit + 1))
     items = tuple(records.public_row(organization_id, row) for row in rows[:limit])
     return Page(items, items[-1].seq if len(rows) > limit else None)
@@ -202,7 +252,7 @@ class Due:
 
 def due_summary(connection: Connection, organization_id: str, clock: Clock | None) -> Due:
     """What the next posting of the account will book by time alone."""
-    ledger, _, _ = _view(connection, organization_id, clock)
+    ledger, _, _ = view(connection, organization_id, clock)
     ended = [ledger.holds[place] for place in sorted(ledger.changes.holds)]
     grants = [ledger.grants[place] for place in ledger.changes.grants]
     return Due(
@@ -215,7 +265,7 @@ def due_summary(connection: Connection, organization_id: str, clock: Clock | Non
 def accounts_due(connection: Connection, clock: Clock | None, organization_id: str | None) -> list[str]:
     """The organizations that have something to be booked."""
     table = credit_accounts
-    statement = select(table.c.organization_id).where(table.c.next_due_at <= _now(connection, clock))
+    statement = select(table.c.organization_id).where(table.c.next_due_at <= now_of(connection, clock))
     if organization_id is not None:
         statement = statement.where(table.c.organization_id == organization_id)
     return list(connection.execute(statement.order_by(table.c.organization_id)).scalars())

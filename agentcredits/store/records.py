@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
-
-from sqlalchemy import RowMapping
 
 from agentcredits.model import (
     Allocation,
@@ -19,10 +18,16 @@ from agentcredits.model import (
     Transaction,
     TransactionType,
 )
-from agentcredits.rules.state import AccountState, GrantState, HoldState, KeyState, Row
+from agentcredits.rules.state import (
+    AccountState,
+    GrantState,
+    HoldState,
+    KeyState,
+    Row,
+)
+from agentcredits.store.dialects import RowLike
 
 Values = dict[str, Any]
-RowLike = RowMapping
 
 _ACCOUNT_COUNTERS = (
     "granted_micros",
@@ -61,6 +66,7 @@ _HOLD_PLAIN = (
     "reason",
     "provider",
     "provider_reference",
+    "observed",
 )
 _ROW_PLAIN = (
     "id",
@@ -82,6 +88,29 @@ _ROW_PLAIN = (
     "late",
 )
 _DETAILS = ("user_id", "request_id", "reason", "dimensions", "metadata")
+_ROW_PUBLIC = (*_ROW_PLAIN, "user_id", "request_id", "reason")
+_HOLD_PUBLIC = tuple(name for name in _HOLD_PLAIN if name not in ("dimensions", "metadata", "observed"))
+_HOLD_CHANGING = (
+    "expires_at",
+    "settled_at",
+    "requested_micros",
+    "charged_micros",
+    "uncollected_micros",
+    "transaction_id",
+    "late",
+    "reason",
+    "provider",
+    "provider_reference",
+)
+
+#: All of a record's columns at once; this is done for every charge.
+_account_counters = attrgetter(*_ACCOUNT_COUNTERS)
+_hold_plain = attrgetter(*_HOLD_PLAIN)
+_hold_public = attrgetter(*_HOLD_PUBLIC)
+_hold_changing = attrgetter(*_HOLD_CHANGING)
+_row_plain = attrgetter(*_ROW_PLAIN)
+_row_public = attrgetter(*_ROW_PUBLIC)
+_details = attrgetter(*_DETAILS)
 
 
 # -- accounts ----------------------------------------------------------------------------------------------------
@@ -100,7 +129,7 @@ def account_counters(account: AccountState) -> Values:
     """What an UPDATE of the account writes, with its key."""
     return {
         "organization_id": account.organization_id,
-        **{name: getattr(account, name) for name in _ACCOUNT_COUNTERS},
+        **dict(zip(_ACCOUNT_COUNTERS, _account_counters(account), strict=True)),
     }
 
 
@@ -180,6 +209,7 @@ def read_hold(row: RowLike) -> HoldState:
         state=ReservationState(row["state"]),
         pricing=Pricing(row["pricing"]),
         allocations=tuple(Allocation(grant_id, micros) for grant_id, micros in json.loads(row["allocations"])),
+        limits=tuple(json.loads(row["limits"])) if row["limits"] else (),
         **plain,
     )
 
@@ -191,7 +221,8 @@ def hold_values(organization_id: str, hold: HoldState) -> Values:
         "state": hold.state.value,
         "pricing": hold.pricing.value,
         "allocations": json.dumps([[part.grant_id, part.amount_micros] for part in hold.allocations]),
-        **{name: getattr(hold, name) for name in _HOLD_PLAIN},
+        "limits": json.dumps(hold.limits) if hold.limits else None,
+        **dict(zip(_HOLD_PLAIN, _hold_plain(hold), strict=True)),
     }
 
 
@@ -201,34 +232,19 @@ def hold_changes(organization_id: str, hold: HoldState) -> Values:
         "organization_id": organization_id,
         "id": hold.id,
         "state": hold.state.value,
-        **{
-            name: getattr(hold, name)
-            for name in (
-                "expires_at",
-                "settled_at",
-                "requested_micros",
-                "charged_micros",
-                "uncollected_micros",
-                "transaction_id",
-                "late",
-                "reason",
-                "provider",
-                "provider_reference",
-            )
-        },
+        **dict(zip(_HOLD_CHANGING, _hold_changing(hold), strict=True)),
     }
 
 
 def public_hold(organization_id: str, hold: HoldState, *, replayed: bool = False) -> ReservationRecord:
     """The record that callers get."""
-    plain = {name: getattr(hold, name) for name in _HOLD_PLAIN if name not in ("dimensions", "metadata")}
     return ReservationRecord(
         organization_id=organization_id,
         state=hold.state,
-        pricing=hold.pricing,
+        pricing=Pricing.OBSERVED if hold.observed else hold.pricing,
         allocations=hold.allocations,
         replayed=replayed,
-        **plain,
+        **dict(zip(_HOLD_PUBLIC, _hold_public(hold), strict=True)),
     )
 
 
@@ -248,7 +264,7 @@ def row_values(organization_id: str, row: Row) -> Values:
         "organization_id": organization_id,
         "type": row.type.value,
         "pricing": row.pricing.value,
-        **{name: getattr(row, name) for name in _ROW_PLAIN},
+        **dict(zip(_ROW_PLAIN, _row_plain(row), strict=True)),
     }
 
 
@@ -268,15 +284,14 @@ def allocation_values(organization_id: str, row: Row) -> list[Values]:
 
 def detail_values(organization_id: str, row: Row) -> Values | None:
     """The erasable details of a ledger row; None when there are none."""
-    details = {name: getattr(row, name) for name in _DETAILS}
-    if all(value is None for value in details.values()):
+    details = _details(row)
+    if not any(details):
         return None
-    return {"organization_id": organization_id, "transaction_id": row.id, **details}
+    return {"organization_id": organization_id, "transaction_id": row.id, **dict(zip(_DETAILS, details, strict=True))}
 
 
 def public_row(organization_id: str, row: Row, *, replayed: bool = False) -> Transaction:
     """The record that callers get."""
-    plain = {name: getattr(row, name) for name in (*_ROW_PLAIN, "user_id", "request_id", "reason")}
     return Transaction(
         organization_id=organization_id,
         type=row.type,
@@ -285,7 +300,7 @@ def public_row(organization_id: str, row: Row, *, replayed: bool = False) -> Tra
         metadata=json.loads(row.metadata) if row.metadata else {},
         allocations=row.allocations,
         replayed=replayed,
-        **plain,
+        **dict(zip(_ROW_PUBLIC, _row_public(row), strict=True)),
     )
 
 

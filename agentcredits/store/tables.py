@@ -93,6 +93,8 @@ class ExactNumeric(TypeDecorator[Decimal]):
 
 ID: Final = String(64)
 SCOPE: Final = String(255)
+#: What a limit counts by: a scope id, or ``agent_type.action``.
+COUNTED: Final = String(511)
 KEY: Final = String(255)
 WORD: Final = String(32)
 
@@ -197,6 +199,10 @@ credit_reservations = Table(
     Column("reason", Text),
     Column("provider", SCOPE),
     Column("provider_reference", SCOPE),
+    # The ids of the limits that count the hold, as JSON.
+    Column("limits", Text),
+    # Mode "observe" let it pass although it would have been refused: it holds and charges nothing.
+    Column("observed", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
     CheckConstraint(_one_of("state", "active", "unknown", "committed", "released", "expired"), name="state"),
@@ -314,6 +320,121 @@ agent_action_costs = Table(
     PrimaryKeyConstraint("organization_id", "agent_type", "action", "valid_from"),
     CheckConstraint("CAST(cost AS NUMERIC) >= 0 AND CAST(cost AS NUMERIC) < 1000000000000", name="cost"),
     CheckConstraint("valid_until IS NULL OR valid_until > valid_from", name="period"),
+)
+
+#: Limits as an operator sets them; ``amount`` is in credits or charges, so that it can be edited with plain SQL.
+credit_limits = Table(
+    "credit_limits",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("scope", WORD, nullable=False),
+    Column("scope_id", COUNTED, nullable=False, server_default=text("''")),
+    Column("unit", WORD, nullable=False, server_default=text("'credits'")),
+    Column("window_text", String(128), nullable=False),
+    Column("amount", ExactNumeric, nullable=False),
+    Column("mode", WORD, nullable=False, server_default=text("'hard'")),
+    # Fractions of the amount as JSON: '["0.8"]'.
+    Column("warn_at", Text),
+    # Charges up to this seq were made before the limit and do not count in it.
+    Column("counts_from_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("created_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("organization_id", "id"),
+    UniqueConstraint("organization_id", "scope", "scope_id", "unit", "window_text", name="uq_credit_limits_place"),
+    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
+    CheckConstraint(
+        _one_of("scope", "organization", "department", "project", "user", "agent_type", "action", "run"), name="scope"
+    ),
+    CheckConstraint(_one_of("unit", "credits", "count"), name="unit"),
+    CheckConstraint(_one_of("mode", "hard", "soft"), name="mode"),
+    CheckConstraint("CAST(amount AS NUMERIC) >= 0 AND CAST(amount AS NUMERIC) < 1000000000000", name="amount"),
+)
+
+#: What was used of a limit: in micro-credits or charges. Apart from the limits, so that an UPDATE of a limit cannot
+#: write an old counter back.
+credit_limit_usage = Table(
+    "credit_limit_usage",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("limit_id", ID, nullable=False),
+    Column("scope_id", COUNTED, nullable=False),
+    Column("held", BigInteger, nullable=False, server_default=text("0")),
+    Column("spent", BigInteger, nullable=False, server_default=text("0")),
+    # The window that ``spent`` belongs to; NULL for a lifetime.
+    Column("window_start", UtcDateTime),
+    Column("window_end", UtcDateTime),
+    # The highest threshold recorded in this window, in parts of 10,000, and the limit's amount then.
+    Column("warned", Integer, nullable=False, server_default=text("0")),
+    Column("warned_amount", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("organization_id", "limit_id", "scope_id"),
+    ForeignKeyConstraint(
+        ["organization_id", "limit_id"], ["credit_limits.organization_id", "credit_limits.id"], ondelete="CASCADE"
+    ),
+    CheckConstraint("held >= 0 AND spent >= 0", name="counters"),
+)
+
+credit_limit_crossings = Table(
+    "credit_limit_crossings",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("limit_id", ID, nullable=False),
+    Column("scope", WORD, nullable=False),
+    Column("scope_id", COUNTED, nullable=False),
+    Column("unit", WORD, nullable=False),
+    Column("window_text", String(128), nullable=False),
+    Column("window_start", UtcDateTime),
+    Column("threshold", Integer, nullable=False),
+    Column("limit_amount", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("transaction_id", ID),
+    PrimaryKeyConstraint("organization_id", "id"),
+)
+
+Index(None, credit_limit_crossings.c.organization_id, credit_limit_crossings.c.created_at)
+
+#: What mode "observe" let pass.
+credit_denials = Table(
+    "credit_denials",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("code", WORD, nullable=False),
+    Column("reason", SCOPE, nullable=False),
+    Column("limit_source", WORD),
+    Column("message", Text, nullable=False),
+    _micros("required_micros"),
+    Column("agent_type", SCOPE),
+    Column("action", SCOPE),
+    Column("project_id", SCOPE),
+    Column("department_id", SCOPE),
+    Column("user_id", SCOPE),
+    Column("run_id", SCOPE),
+    PrimaryKeyConstraint("organization_id", "id"),
+)
+
+Index(None, credit_denials.c.organization_id, credit_denials.c.created_at)
+
+#: Totals by UTC day and everything that usage can be grouped by, kept with every charge and refund.
+usage_rollups = Table(
+    "usage_rollups",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("day", String(10), nullable=False),
+    # A hash of the five columns that follow: together they can be too long for an index.
+    Column("bucket", String(32), nullable=False),
+    Column("agent_type", SCOPE, nullable=False),
+    Column("action", SCOPE, nullable=False),
+    Column("department_id", SCOPE, nullable=False),
+    Column("project_id", SCOPE, nullable=False),
+    Column("user_id", SCOPE, nullable=False),
+    Column("charges", BigInteger, nullable=False),
+    _micros("charged_micros"),
+    _micros("refunded_micros"),
+    _micros("uncollected_micros"),
+    PrimaryKeyConstraint("organization_id", "day", "bucket"),
 )
 
 #: Tables whose rows are never changed or deleted.

@@ -16,7 +16,7 @@ from agentcredits.amounts import from_micros
 from agentcredits.model import VerifyProblem, VerifyReport
 from agentcredits.rules.entries import next_event
 from agentcredits.rules.state import OPEN_STATES
-from agentcredits.store import records
+from agentcredits.store import limit_verification, records
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import (
     credit_accounts,
@@ -89,6 +89,8 @@ def _verify_account(connection: Connection, organization_id: str) -> tuple[int, 
             *_check_settlements(connection, organization_id),
             *_check_keys(connection, organization_id),
             *_check_due(account, grants, open_holds),
+            *limit_verification.check_limits(connection, organization_id, account["last_posted_at"]),
+            *limit_verification.check_usage(connection, organization_id),
         )
     ]
     return int(ledger["rows"]), problems
@@ -294,6 +296,7 @@ def _check_keys(connection: Connection, organization_id: str) -> Iterator[tuple[
     for kind, table in (
         ("consume", credit_transactions),
         ("refund", credit_transactions),
+        ("adjust", credit_transactions),
         ("grant", credit_grants),
         ("reserve", credit_reservations),
     ):

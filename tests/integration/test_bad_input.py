@@ -23,6 +23,7 @@ from agentcredits.errors import (
     InsufficientCreditsError,
     InvalidAmountError,
     InvalidInputError,
+    LimitNotFoundError,
     MissingContextError,
     OverageRejectedError,
     RefundExceedsChargeError,
@@ -76,10 +77,12 @@ BAD: dict[str, list[Any]] = {
 KIND: dict[str, str] = {
     **dict.fromkeys(("amount", "quantity", "cost"), "amount"),
     **dict.fromkeys(("agent_type", "action", "reason", "provider", "provider_reference", "source"), "text"),
-    **dict.fromkeys(("organization_id", "project_id", "department_id", "user_id"), "organization"),
-    **dict.fromkeys(("effective_at", "expires_at", "valid_from", "valid_until"), "when"),
+    **dict.fromkeys(
+        ("organization_id", "project_id", "department_id", "user_id", "run_id", "scope_id"), "organization"
+    ),
+    **dict.fromkeys(("effective_at", "expires_at", "valid_from", "valid_until", "since", "until"), "when"),
     **dict.fromkeys(("metadata", "dimensions"), "json"),
-    **dict.fromkeys(("overage", "category", "type"), "choice"),
+    **dict.fromkeys(("overage", "category", "type", "scope", "unit", "mode", "bucket"), "choice"),
     **dict.fromkeys(("reservation", "transaction", "grant"), "record id"),
     "idempotency_key": "text",
     "ttl": "ttl",
@@ -115,6 +118,8 @@ class Ids:
     foreign_hold: str
     foreign_charge: str
     foreign_grant: str
+    limit: str
+    foreign_limit: str
 
 
 UNKNOWN_ACCOUNT: Wrong = ("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError)
@@ -148,7 +153,13 @@ def entries(ids: Ids) -> list[Entry]:
     return [
         Entry("get_balance", acme, "organization_id", first, [UNKNOWN_ACCOUNT]),
         Entry("create_account", {"organization_id": "newcomer"}, "organization_id", first),
-        Entry("check_credits", {**acme, "amount": 1}, "organization_id amount quantity", first, PRICED_WRONG),
+        Entry(
+            "check_credits",
+            {**acme, "amount": 1},
+            "organization_id amount quantity project_id department_id user_id",
+            first,
+            PRICED_WRONG,
+        ),
         quote_entry(),
         Entry(
             "consume_credits",
@@ -193,10 +204,12 @@ def entries(ids: Ids) -> list[Entry]:
         ),
         *grant_entries(ids),
         *cost_entries(),
+        *limit_entries(ids),
+        *report_entries(),
         Entry(
             "list_transactions",
             {**acme, "limit": 5},
-            "organization_id limit cursor type agent_type action",
+            "organization_id limit cursor type agent_type action project_id department_id user_id run_id since until",
             first,
             [UNKNOWN_ACCOUNT],
         ),
@@ -306,6 +319,75 @@ def cost_entries() -> list[Entry]:
     ]
 
 
+def limit_entries(ids: Ids) -> list[Entry]:
+    acme, first = {"organization_id": ACME}, ("organization_id",)
+    good = {**acme, "scope": "department", "scope_id": "sales", "amount": 1_000, "window": "month"}
+    windows = ["", "year", "month Nowhere/Land", "fixed 0s 2026-01-01T00:00:00Z", "anniversary 2026-01-31T00:00:00", 5]
+    wrong: list[Wrong] = [(f"window {window!r}", {"window": window}, InvalidInputError) for window in windows]
+    wrong += [(f"amount {value!r:.30}", {"amount": value}, InvalidAmountError) for value in NUMBERS]
+    no_limits: list[Wrong] = [
+        (f"limit {value!r:.30}", {"limit": value}, InvalidInputError) for value in BAD["record id"]
+    ]
+    wrong += [
+        ("an organization with an id", {"scope": "organization"}, InvalidInputError),
+        ("a run without an id", {"scope": "run", "scope_id": None}, InvalidInputError),
+        ("part of a charge", {"unit": "count", "amount": "1.5"}, InvalidAmountError),
+        ("warned at nothing", {"warn_at": (0,)}, InvalidInputError),
+        ("warned beyond it", {"warn_at": (1.5,)}, InvalidInputError),
+        ("warned at a word", {"warn_at": ("most",)}, InvalidInputError),
+        ("warnings in no sequence", {"warn_at": 0.5}, InvalidInputError),
+    ]
+    return [
+        Entry("set_limit", good, "organization_id scope scope_id unit mode", first, wrong),
+        Entry("list_limits", {**acme, "scope_id": "sales"}, "organization_id scope scope_id", first, [UNKNOWN_ACCOUNT]),
+        Entry(
+            "remove_limit",
+            {**acme, "limit": ids.limit},
+            "organization_id",
+            ("limit",),
+            [
+                *no_limits,
+                ("unknown limit", {"limit": UNKNOWN_ID}, LimitNotFoundError),
+                ("foreign limit", {"limit": ids.foreign_limit}, LimitNotFoundError),
+                NO_ORGANIZATION,
+            ],
+        ),
+        Entry("list_limit_crossings", {**acme, "limit": 5}, "organization_id limit", first, [UNKNOWN_ACCOUNT]),
+    ]
+
+
+def report_entries() -> list[Entry]:
+    acme, first = {"organization_id": ACME}, ("organization_id",)
+    return [
+        Entry(
+            "adjust_credits",
+            {**acme, "amount": 1, "reason": "sorry"},
+            "organization_id reason idempotency_key",
+            ("organization_id", "amount"),
+            [
+                *((f"amount {value!r:.30}", {"amount": value}, InvalidAmountError) for value in (0, "x", True, "1e30")),
+                ("more than there is", {"amount": -10_000}, InsufficientCreditsError),
+                ("taken from nobody", {"organization_id": "nobody", "amount": -1}, AccountNotFoundError),
+            ],
+        ),
+        Entry(
+            "get_usage",
+            {**acme, "group_by": ("agent_type", "user"), "bucket": "week", "since": START.date()},
+            "organization_id bucket agent_type action project_id department_id user_id",
+            first,
+            [
+                UNKNOWN_ACCOUNT,
+                ("a naive time", {"since": START.replace(tzinfo=None)}, InvalidInputError),
+                ("no day", {"until": "yesterday"}, InvalidInputError),
+                ("an unknown group", {"group_by": ("run",)}, InvalidInputError),
+                ("a group twice", {"group_by": ("user", "user")}, InvalidInputError),
+            ],
+        ),
+        Entry("list_denials", {**acme, "limit": 5}, "organization_id limit since until", first),
+        Entry("observe_report", acme, "organization_id since until", first),
+    ]
+
+
 def cases(entry: Entry) -> Iterator[Wrong]:
     """Every bad value of every argument, one at a time, and the wrong combinations."""
     for name in entry.tried.split():
@@ -346,7 +428,9 @@ def prepare(service: SyncCreditService) -> Ids:
         service.refund_credits(charge.id, 2, organization_id=name, idempotency_key="refund")
         hold = service.reserve_credits(organization_id=name, amount=5, ttl=timedelta(days=1), idempotency_key="hold")
         purchase = list(service.list_transactions(name))[-1].id
+        limit = service.set_limit(name, amount=1_000_000, window="lifetime")
         made |= {f"{prefix}grant": grant.id, f"{prefix}charge": charge.id, f"{prefix}hold": hold.id}
+        made[f"{prefix}limit"] = limit.id
         if not prefix:
             made["purchase"] = purchase
     return Ids(**made)

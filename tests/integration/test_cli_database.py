@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sqlite3
 import subprocess
@@ -14,7 +15,8 @@ from sqlalchemy import create_engine
 
 from agentcredits.cli import main
 from agentcredits.store.dialects import normalise_url
-from agentcredits.store.upgrade import EXPECTED_REVISION
+from agentcredits.store.tables import VERSION_TABLE
+from agentcredits.store.upgrade import EXPECTED_REVISION, REVISIONS
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -48,6 +50,17 @@ def missing(tmp_path: Path) -> Path:
         ("costs", "set", "A", "b", "1"),
         ("db", "current"),
         ("db", "check"),
+        ("limits", "list", "acme"),
+        ("limits", "set", "acme", "1", "--window", "month"),
+        ("usage", "acme"),
+        ("grants", "list", "acme"),
+        ("adjust", "acme", "1", "--reason", "why"),
+        ("refund", "acme", "1"),
+        ("sweep",),
+        ("reservations", "list", "acme"),
+        ("observe", "report"),
+        ("bulk", "grant", "-", "--key", "k"),
+        ("bulk", "grant", "-", "--key", "k", "--dry-run"),
     ],
 )
 def test_a_missing_file_is_not_created(cli: Call, missing: Path, words: tuple[str, ...]) -> None:
@@ -171,15 +184,86 @@ def test_doctor_finds_a_good_database_in_order(cli: Call, database_url: str) -> 
     assert "Everything is in order." in out
     assert "1 account, 1 grant, 0 reservations, 1 transaction, 8 prices" in out
     report = json.loads(cli("doctor", "--database", database_url, "--json")[1])
-    assert report["schema"] == {"revision": EXPECTED_REVISION, "expected": EXPECTED_REVISION, "is_current": True}
-    assert report["mode"] == "enforce"
-    assert report["problems"] == []
+    assert report["schema"] == {
+        "revision": EXPECTED_REVISION,
+        "expected": EXPECTED_REVISION,
+        "is_current": True,
+        "missing": [],
+    }
+    assert (report["mode"], report["require_scopes"]) == ("enforce", [])
+    assert (report["problems"], report["notes"]) == ([], [])
     assert {"python", "sqlalchemy", "crewai"} <= set(report["versions"])
     if database_url.startswith("sqlite"):
         assert Path(report["file"]).is_absolute()
         assert (report["server"]["journal_mode"], report["server"]["synchronous"]) == ("wal", "FULL")
     else:
         assert report["server"]["postgresql"][0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("revision", "missing"), [("0001", list(REVISIONS[1:])), ("9999", [])], ids=["an older schema", "a newer schema"]
+)
+def test_doctor_names_the_migrations_that_are_missing(
+    cli: Call, database_url: str, revision: str, missing: list[str]
+) -> None:
+    """An old schema is a problem with its remedy; one that a newer version made is told apart."""
+    engine = create_engine(normalise_url(database_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
+    engine.dispose()
+    code, out, _err = cli("doctor", "--database", database_url, "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert report["schema"] == {
+        "revision": revision,
+        "expected": EXPECTED_REVISION,
+        "is_current": False,
+        "missing": missing,
+    }
+    (problem,) = report["problems"]
+    assert ("agentcredits db upgrade" in problem) is bool(missing)
+    code, out, _err = cli("doctor", "--database", database_url)
+    assert code == 1
+    assert f"{revision} (this version needs {EXPECTED_REVISION}; missing: {', '.join(missing) or 'none'})" in out
+
+
+def test_doctor_shows_the_settings_that_should_be_meant(
+    cli: Call, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mode observe and synchronous=NORMAL are in order, and noted; required scopes are listed."""
+    monkeypatch.setenv("AGENTCREDITS_MODE", "observe")
+    monkeypatch.setenv("AGENTCREDITS_SQLITE_SYNCHRONOUS", "NORMAL")
+    monkeypatch.setenv("AGENTCREDITS_REQUIRE_SCOPES", '["user", "project"]')
+    code, out, _err = cli("doctor", "--database", sqlite_url)
+    assert code == 0
+    assert "user, project" in out
+    assert 'Note: Mode "observe" refuses nothing' in out
+    assert "Note: SQLite's synchronous=NORMAL may lose" in out
+    report = json.loads(cli("doctor", "--database", sqlite_url, "--json")[1])
+    assert (report["mode"], report["require_scopes"], len(report["notes"])) == ("observe", ["user", "project"], 2)
+    assert report["server"]["synchronous"] == "NORMAL"
+
+
+def test_doctor_finds_adapters_without_importing_them(
+    cli: Call, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter's package is found by its name; whether its framework is there is told, and no problem."""
+    for package in ("agentcredits_sqlalchemy", "agentcredits_nowhere", "agentcredits_json"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _err = cli("doctor", "--database", sqlite_url, "--json")
+    assert code == 0
+    found = {adapter.pop("package"): adapter for adapter in json.loads(out)["adapters"]}
+    version = importlib.metadata.version("sqlalchemy")
+    assert found["agentcredits_sqlalchemy"] == {"framework": "sqlalchemy", "installed": True, "version": version}
+    assert found["agentcredits_nowhere"] == {"framework": "nowhere", "installed": False, "version": None}
+    assert found["agentcredits_json"] == {"framework": "json", "installed": True, "version": None}
+    assert "agentcredits_migrations" not in found
+    shown = " ".join(cli("doctor", "--database", sqlite_url)[1].split())
+    assert f"agentcredits_sqlalchemy adapter for sqlalchemy ({version})" in shown
+    assert "agentcredits_nowhere adapter for nowhere (not installed)" in shown
+    assert "agentcredits_json adapter for json (installed)" in shown
 
 
 def test_doctor_shows_a_database_that_is_away_without_its_password(cli: Call) -> None:

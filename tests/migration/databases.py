@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,11 +55,23 @@ def _sqlite_catalogue(connection: Connection) -> list[str]:
             lines.append(f"{kind} {name} on {table}: {sql}")
             continue
         # The order of columns matters; that of constraints does not.
-        body = [" ".join(part.split()) for part in re.split(r",\s*\n", sql[sql.index("(") + 1 : sql.rindex(")")])]
+        body = _parts(sql[sql.index("(") + 1 : sql.rindex(")")])
         columns = [part for part in body if not part.startswith("CONSTRAINT")]
         lines += [f"table {name} column {number}: {part}" for number, part in enumerate(columns)]
         lines += [f"table {name}: {part}" for part in body if part.startswith("CONSTRAINT")]
     return lines
+
+
+def _parts(body: str) -> list[str]:
+    """What stands between the commas of a CREATE TABLE, whatever ALTER TABLE did to its lines."""
+    parts, depth = [""], 0
+    for character in body:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [" ".join(part.split()) for part in parts]
 
 
 _PG_CATALOGUE = """
@@ -103,8 +114,8 @@ NEXT_REVISION = '''"""A next revision that rebuilds the ledger's table on SQLite
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade():
@@ -125,9 +136,9 @@ def downgrade():
 
 
 def write_next_revision(folder: Path) -> Path:
-    """A folder with a revision 0002 that no release has."""
+    """A folder with a revision 0003 that no release has."""
     folder.mkdir()
-    (folder / "0002_next.py").write_text(NEXT_REVISION, encoding="utf-8")
+    (folder / "0003_next.py").write_text(NEXT_REVISION, encoding="utf-8")
     return folder
 
 

@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, Row, create_engine, inspect, text
 from sqlalchemy.pool import StaticPool
 
+from agentcredits import SyncCreditService
 from agentcredits.errors import ConfigurationError, SchemaError
 from agentcredits.store import upgrade as store_upgrade
-from agentcredits.store.tables import DEFAULT_COSTS, VERSION_TABLE, agent_action_costs
+from agentcredits.store.tables import DEFAULT_COSTS, VERSION_TABLE, agent_action_costs, usage_rollups
 from agentcredits.store.upgrade import (
     EXPECTED_REVISION,
     check_schema,
@@ -29,6 +33,7 @@ from agentcredits.store.upgrade import (
     upgrade_database,
     upgrade_sql,
 )
+from agentcredits.testing import START, FakeClock
 from tests.migration.databases import (
     catalogue,
     configuration,
@@ -300,13 +305,13 @@ def test_a_newer_schema_asks_for_a_newer_package(empty_engine: Engine) -> None:
 def test_an_old_schema_names_the_exact_command(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database of an earlier release is told from one of a later release."""
     upgrade_database(empty_engine)
-    monkeypatch.setattr(store_upgrade, "REVISIONS", ("0001", "0002"))
-    monkeypatch.setattr(store_upgrade, "EXPECTED_REVISION", "0002")
+    monkeypatch.setattr(store_upgrade, "REVISIONS", ("0001", "0002", "0003"))
+    monkeypatch.setattr(store_upgrade, "EXPECTED_REVISION", "0003")
     with empty_engine.connect() as connection, pytest.raises(SchemaError) as caught:
         require_schema(connection, url="sqlite:///x.db")
     assert caught.value.reason == "schema_old"
     assert caught.value.message.endswith(
-        "is at revision 0001, this version needs 0002: run `agentcredits db upgrade --database sqlite:///x.db`."
+        "is at revision 0002, this version needs 0003: run `agentcredits db upgrade --database sqlite:///x.db`."
     )
 
 
@@ -384,8 +389,8 @@ def test_autogenerate_writes_the_next_revision_in_plain_types(
     (tmp_path / "versions").mkdir()
     config = configuration(None, tmp_path / "versions")
     config.set_main_option("sqlalchemy.url", empty_url.replace("%", "%%"))
-    command.revision(config, "lost table", autogenerate=True, rev_id="0002", version_path=str(tmp_path / "versions"))
-    written = (tmp_path / "versions" / "0002_lost_table.py").read_text(encoding="utf-8")
+    command.revision(config, "lost table", autogenerate=True, rev_id="0003", version_path=str(tmp_path / "versions"))
+    written = (tmp_path / "versions" / "0003_lost_table.py").read_text(encoding="utf-8")
     assert "sa.Column('valid_from', sa.DateTime(timezone=True), nullable=False)" in written
     assert """sa.Column('cost', sa.Numeric(20, 6).with_variant(sa.Text(), "sqlite"), nullable=False)""" in written
     assert "agentcredits" not in written
@@ -408,7 +413,7 @@ def test_a_next_revision_keeps_rows_keys_and_triggers(empty_engine: Engine, tmp_
     with migration_transaction(empty_engine) as connection:
         command.upgrade(configuration(connection, versions), "head")
     with empty_engine.connect() as connection:
-        assert current_revision(connection) == "0002"
+        assert current_revision(connection) == "0003"
         assert [line for line in catalogue(connection) if line.startswith("trigger")] == triggers
         assert connection.exec_driver_sql("SELECT count(*) FROM credit_transactions").scalar_one() == 1
         if connection.dialect.name == "sqlite":
@@ -416,7 +421,7 @@ def test_a_next_revision_keeps_rows_keys_and_triggers(empty_engine: Engine, tmp_
             assert connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
 
     with migration_transaction(empty_engine) as connection:
-        command.downgrade(configuration(connection, versions), "0001")
+        command.downgrade(configuration(connection, versions), "0002")
     with empty_engine.connect() as connection:
         assert check_schema(connection) == []
         assert [line for line in catalogue(connection) if line.startswith("trigger")] == triggers
@@ -433,3 +438,38 @@ def test_a_migration_that_orphans_rows_is_refused(tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM credit_accounts").scalar_one() == 1
     engine.dispose()
+
+
+def test_usage_is_filled_from_the_ledger_that_is_there(empty_engine: Engine) -> None:
+    """What a database of the first revision has booked is in the totals, as if they had always been kept."""
+    upgrade_database(empty_engine)
+    clock = FakeClock(START)
+    with SyncCreditService(empty_engine, clock=clock) as service:
+        service.grant_credits("acme", 1_000)
+        service.grant_credits("ünïcode:3", 1_000)
+        for day in range(3):
+            for user in (None, "ann", "b:b"):
+                for organization in ("acme", "ünïcode:3"):
+                    charge = service.consume_credits(
+                        organization_id=organization,
+                        amount=day + 1,
+                        agent_type="ContentAgent",
+                        action="generate_content",
+                        department_id="sales" if day else None,
+                        user_id=user,
+                    )
+                    if user == "ann":
+                        clock.advance(timedelta(hours=20))
+                        service.refund_credits(charge, 1)
+        before = [tuple(row) for row in usage_rows(empty_engine)]
+        assert len(before) > 12
+        with migration_transaction(empty_engine) as connection:
+            command.downgrade(configuration(connection), "0001")
+        upgrade_database(empty_engine)
+        assert [tuple(row) for row in usage_rows(empty_engine)] == before
+        assert service.verify().problems == ()
+
+
+def usage_rows(engine: Engine) -> Sequence[Row[Any]]:
+    with engine.connect() as connection:
+        return connection.execute(usage_rollups.select().order_by(*usage_rollups.c)).all()

@@ -19,6 +19,7 @@ from tests.migration.databases import fresh_postgresql
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {
     "agentcredits": CHECKOUT / "agentcredits",
+    "agentcredits_crewai": CHECKOUT / "integrations/crewai/agentcredits_crewai",
     "agentcredits_migrations": CHECKOUT / "migrations/agentcredits_migrations",
 }
 
@@ -73,7 +74,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     """No tests, no examples, no stray top-level name in the user's environment; the licence is in it."""
     archive = zipfile.ZipFile(wheel)
     tops = {name.split("/")[0] for name in archive.namelist()}
-    assert tops == {"agentcredits", "agentcredits_migrations", "agentcredits-0.1.0.dist-info"}
+    assert tops == {*PACKAGES, "agentcredits-0.1.0.dist-info"}
     licence = archive.read("agentcredits-0.1.0.dist-info/licenses/LICENSE").decode()
     assert "Apache License" in licence
 

@@ -17,7 +17,7 @@ from agentcredits.reservation import SyncReservation
 from agentcredits.service import SyncCreditService
 from agentcredits.testing import FakeClock
 from tests.property.comparing import compare_grant, compare_hold, compare_row, same
-from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Refused, Row
+from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Limit, Refused, Row
 from tests.property.steps import CREDIT, grant_micros, oddities, times, works
 
 START = datetime(2026, 1, 30, 22, 0, tzinfo=UTC)
@@ -50,12 +50,15 @@ def change_one(name: str, value: Any) -> Any:
 
 NEEDS_A_HOLD = ("commit", "release", "extend", "await_verdict", "settle_by_handle")
 
+IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id")
+
 #: The fields that make another payload of a keyed call; everything else may differ between two honest tries.
 PAYLOAD = {
     "grant_credits": ("amount", "category", "priority", "expires_at"),
     "consume_credits": ("amount", "overage", "scopes"),
     "reserve_credits": ("amount", "scopes"),
     "refund_credits": ("amount",),
+    "adjust_credits": ("amount",),
 }
 
 
@@ -115,6 +118,14 @@ class LedgerMachine(RuleBasedStateMachine):
             return self.service.grant_credits(organization_id, arguments.pop("amount"), **arguments)
         if name == "create_account":
             return self.service.create_account(organization_id)
+        if name == "adjust_credits":
+            return self.service.adjust_credits(organization_id, arguments.pop("amount"), **arguments)
+        if name == "set_limit":
+            if arguments["unit"] == "count":
+                arguments["amount"] = int(arguments["amount"] * CREDIT)
+            arguments["mode"] = "hard" if arguments.pop("hard") else "soft"
+            arguments["scope_id"] = arguments["scope_id"] or None
+            return self.service.set_limit(organization_id, **arguments)
         if name == "sweep":
             return self.service.sweep(organization_id)
         if name == "mark_unknown":
@@ -126,7 +137,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if name == "commit_reservation" and arguments.pop("late", False):
             return self.handles[arguments["reservation_id"]].commit(arguments.get("amount"))
         first = next(
-            (arguments.pop(key) for key in ("reservation_id", "transaction_id", "grant_id") if key in arguments), None
+            (arguments.pop(key) for key in IDS if key in arguments),
+            None,
         )
         ids = () if first is None else (first,)
         return getattr(self.service, name)(*ids, organization_id=organization_id, **arguments)
@@ -141,6 +153,9 @@ class LedgerMachine(RuleBasedStateMachine):
             same("id of a repeated answer", actual.id, record.id)
         else:
             record.id = actual.id
+        if isinstance(record, Row) and record.grant is not None and not record.grant.id:
+            # An adjustment answers its row; its grant is named there.
+            record.grant.id = actual.grant_id
 
     # -- comparing -----------------------------------------------------------------------------------------------
 
@@ -153,7 +168,7 @@ class LedgerMachine(RuleBasedStateMachine):
             compare_hold(record, actual)
         elif isinstance(record, Row):
             compare_row(record, actual)
-        if record is not None:
+        if record is not None and not isinstance(record, Limit):
             same("replayed", actual.replayed, expected.replayed)
 
     def compare(self, touched: str) -> None:
@@ -168,8 +183,37 @@ class LedgerMachine(RuleBasedStateMachine):
             if touched != organization_id:
                 continue
             self.compare_history(organization_id, account)
+            self.compare_limits(organization_id)
             report = self.service.verify(organization_id)
             same("verify", report.problems, ())
+
+    def compare_limits(self, organization_id: str) -> None:
+        """Every limit and every counter."""
+        view = self.model.view(organization_id)
+        people = {who for row in view.rows for who in row.scopes if who} | {"alpha", "beta", ""}
+        expected = {
+            limit.id: {
+                "amount": limit.amount,
+                "hard": limit.hard,
+                "counters": {
+                    who: counter for who in people if any(counter := (view.spent(limit, who), view.held(limit, who)))
+                },
+            }
+            for limit in view.limits
+        }
+        actual = {}
+        for limit in self.service.list_limits(organization_id):
+            unit = 1 if limit.unit == "count" else CREDIT
+            actual[limit.id] = {
+                "amount": limit.amount * unit,
+                "hard": limit.mode == "hard",
+                "counters": {
+                    usage.scope_id: (usage.spent * unit, usage.held * unit)
+                    for usage in limit.usage
+                    if usage.spent or usage.held
+                },
+            }
+        same("limits", actual, expected)
 
     def compare_history(self, organization_id: str, account: Account) -> None:
         """Rows since the last comparison, newest first; every one equal, seq without a gap."""
@@ -379,6 +423,37 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         )
 
+    def adjust(self, organization: int, amount: int) -> None:
+        arguments = {"organization_id": self.organizations[organization], "amount": amount}
+        self.apply(("adjust_credits", arguments | {"idempotency_key": self.new_key()}))
+
+    def limit(
+        self,
+        organization: int,
+        place: tuple[str, str],
+        unit: str,
+        window: str,
+        amount: int,
+        hard: bool,
+        include_existing: bool,
+    ) -> None:
+        scope, scope_id = place
+        arguments = {
+            "organization_id": self.organizations[organization],
+            "scope": scope,
+            "scope_id": scope_id,
+            "unit": unit,
+            "window": window,
+            "amount": amount if unit == "credits" else amount // CREDIT,
+            "hard": hard,
+            "include_existing": include_existing,
+        }
+        self.apply(("set_limit", arguments))
+
+    def unlimit(self, number: int) -> None:
+        organization_id, limit_id = self.pick(lambda account: account.limits, number)
+        self.apply(("remove_limit", {"organization_id": organization_id, "limit_id": limit_id}))
+
     def sweep(self, organization: int) -> None:
         self.apply(("sweep", {"organization_id": self.organizations[organization]}))
 
@@ -419,7 +494,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def use_an_unknown_organization(self, number: int) -> None:
         """An organization that never had an account has nothing: no balance, and no record of any id."""
         name, arguments = self.calls[-1 - number % len(self.calls)]
-        if name in ("grant_credits", "create_account", "sweep"):
+        if name in ("grant_credits", "create_account", "sweep", "set_limit", "adjust_credits"):
             return
         with pytest.raises(CreditsError) as caught:
             self.perform(name, arguments | {"organization_id": "nobody"})

@@ -11,6 +11,9 @@ grants and holds each time, and everything due is looked for by scanning. What i
   first; what goes back to a grant that has ended is breakage (an EXPIRE row), not balance;
 * an explicit commit of an expired hold is refused; its handle settles it late, once, from what is available;
 * a refund goes to the grants that paid, newest allocation first, and never exceeds the charge;
+* a limit counts what was charged in its window after it was made (or, if it was told so, before too), less what was
+  given back in the same window, and the open holds that it was there for; a hard one refuses what would go beyond;
+  one for a certain department or user stands in for the default of its unit and window;
 * a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
   of a released or expired hold may be used for a new hold.
 """
@@ -20,11 +23,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 CATEGORY_ORDER = ("promotional", "plan", "adjustment", "paid")
 UNKNOWN_TTL = timedelta(days=7)
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Refused(Exception):  # noqa: N818  # an answer, not an error
@@ -66,6 +70,46 @@ class Grant:
 Takes = list[tuple[Grant, int]]
 
 
+Scopes = tuple[str | None, str | None, str | None]
+"""Project, department, user."""
+
+
+@dataclass(eq=False)
+class Limit:
+    """How much may be used by whom in which window."""
+
+    scope: str
+    scope_id: str
+    unit: str
+    window: str
+    amount: int
+    hard: bool
+    #: Rows that were there before it and do not count.
+    rows_before: int
+    id: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        return (self.scope, self.scope_id, self.unit, self.window)
+
+    def counts_for(self, scopes: Scopes) -> str | None:
+        """By whom it counts something in these scopes; None: it does not."""
+        who = "" if self.scope == "organization" else scopes[("project", "department", "user").index(self.scope)]
+        return who if who is not None and self.scope_id in ("", who) else None
+
+    def window_of(self, at: datetime) -> object:
+        """Equal for two moments in one window."""
+        return {
+            "hour UTC": (at.date(), at.hour),
+            "day UTC": at.date(),
+            "fixed 10m 2026-01-01T00:00:00+00:00": (at - datetime(2026, 1, 1, tzinfo=UTC)) // timedelta(minutes=10),
+            "lifetime": None,
+        }[self.window]
+
+    def units(self, amount: int) -> int:
+        return amount if self.unit == "credits" else 1
+
+
 @dataclass(eq=False)
 class Row:
     """A ledger row."""
@@ -81,6 +125,8 @@ class Row:
     uncollected: int = 0
     late: bool = False
     refunded: int = 0
+    at: datetime = LONG_AGO
+    scopes: Scopes = (None, None, None)
     id: str = ""
 
 
@@ -98,6 +144,8 @@ class Hold:
     uncollected: int = 0
     late: bool = False
     row: Row | None = None
+    scopes: Scopes = (None, None, None)
+    limits: list[Limit] = field(default_factory=list)
     id: str = ""
 
     @property
@@ -125,6 +173,7 @@ class Account:
         self.grants: list[Grant] = []
         self.holds: list[Hold] = []
         self.rows: list[Row] = []
+        self.limits: list[Limit] = []
         self.keys: dict[tuple[str, str], tuple[tuple[Any, ...], Any]] = {}
         self.last_posted_at = now
 
@@ -151,6 +200,57 @@ class Account:
         active = [grant for grant in self.grants if grant.status == "active" and grant.remaining > 0]
         return [(grant, grant.remaining) for grant in sorted(active, key=Grant.burn_key)]
 
+    # -- limits --------------------------------------------------------------------------------------------------
+
+    def spent(self, limit: Limit, who: str) -> int:
+        """In the window of now: charges after the limit was made, less refunds of them."""
+        now = limit.window_of(self.last_posted_at)
+        total = 0
+        for row in self.rows:
+            charge = row.refund_of if row.type == "refund" else row if row.type == "debit" else None
+            if charge is None or charge.seq <= limit.rows_before or limit.counts_for(charge.scopes) != who:
+                continue
+            if limit.window_of(row.at) == now == limit.window_of(charge.at):
+                total += limit.units(-row.amount) if row is charge or limit.unit == "credits" else 0
+        return total
+
+    def held(self, limit: Limit, who: str) -> int:
+        """By the open holds that were made while it was there."""
+        return sum(
+            limit.units(hold.amount)
+            for hold in self.holds
+            if hold.open and limit in hold.limits and limit.counts_for(hold.scopes) == who
+        )
+
+    def counting(self, scopes: Scopes) -> list[Limit]:
+        return [limit for limit in self.limits if limit.counts_for(scopes) is not None]
+
+    def speaking(self, scopes: Scopes) -> list[Limit]:
+        """Hard limits, defaults left out for which there is a more certain one."""
+        counting = self.counting(scopes)
+        certain = {(one.scope, one.unit, one.window) for one in counting if one.scope_id}
+        return [
+            limit
+            for limit in counting
+            if limit.hard and (limit.scope_id or (limit.scope, limit.unit, limit.window) not in certain)
+        ]
+
+    def left(self, limit: Limit, scopes: Scopes, *, without: Hold | None = None) -> int:
+        who = limit.counts_for(scopes)
+        assert who is not None
+        own = limit.units(without.amount) if without is not None and without.open and limit in without.limits else 0
+        return limit.amount - self.spent(limit, who) - self.held(limit, who) + own
+
+    def check(self, scopes: Scopes, amount: int, *, capped: bool = False) -> None:
+        for limit in self.speaking(scopes):
+            units = limit.units(amount)
+            if units > self.left(limit, scopes) and not (capped and limit.unit == "credits"):
+                raise Refused("credit_limit_exceeded")
+
+    def limit_room(self, scopes: Scopes, *, without: Hold | None = None) -> int:
+        of_credits = [limit for limit in self.speaking(scopes) if limit.unit == "credits"]
+        return min((max(0, self.left(limit, scopes, without=without)) for limit in of_credits), default=10**18)
+
     def due_times(self) -> Iterator[datetime]:
         for hold in self.holds:
             if hold.open:
@@ -165,7 +265,7 @@ class Account:
 
     def add_row(self, kind: str, amount: int, **facts: Any) -> Row:
         after = self.total("amount") - self.total("spent") - self.total("expired") - self.total("voided")
-        row = Row(len(self.rows) + 1, kind, amount, after, **facts)
+        row = Row(len(self.rows) + 1, kind, amount, after, at=self.last_posted_at, **facts)
         self.rows.append(row)
         return row
 
@@ -185,7 +285,7 @@ class Account:
 
     def book_due(self, clock: datetime) -> datetime:
         """Book everything due; returns the account's now, which never runs backwards."""
-        now = max(clock, self.last_posted_at)
+        now = self.last_posted_at = max(clock, self.last_posted_at)
         while due := [time for time in self.due_times() if time <= now]:
             instant = min(due)
             for hold in self.holds:
@@ -200,7 +300,6 @@ class Account:
                     grant.status = "expired"
                     if grant.remaining:
                         self.breakage(grant, grant.remaining)
-        self.last_posted_at = now
         return now
 
 
@@ -317,20 +416,29 @@ class Ledger:
         payload = (amount, overage, scopes)
         if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
             return replay
-        takes = take(account.usable(), amount)
+        account.check(scopes, amount, capped=overage == "cap")
+        takes = take(account.usable(), min(amount, account.limit_room(scopes)))
         if sum_of(takes) < amount and overage == "reject":
             raise Refused("insufficient_credits")
-        row = self._debit(account, takes, amount)
+        row = self._debit(account, takes, amount, scopes)
         account.keys["consume", idempotency_key] = (payload, row)
         return Answer(row)
 
     @staticmethod
-    def _debit(account: Account, takes: Takes, amount: int, hold: Hold | None = None, late: bool = False) -> Row:
+    def _debit(
+        account: Account, takes: Takes, amount: int, scopes: Scopes, hold: Hold | None = None, late: bool = False
+    ) -> Row:
         for grant, part in takes:
             grant.spent += part
         charged = sum_of(takes)
         return account.add_row(
-            "debit", -charged, takes=takes, hold=hold, uncollected=max(0, amount - charged), late=late
+            "debit",
+            -charged,
+            takes=takes,
+            hold=hold,
+            uncollected=max(0, amount - charged),
+            late=late,
+            scopes=scopes,
         )
 
     def reserve_credits(
@@ -340,12 +448,13 @@ class Ledger:
         payload = (amount, scopes)
         if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
             return replay
+        account.check(scopes, amount)
         takes = take(account.usable(), amount)
         if sum_of(takes) < amount:
             raise Refused("insufficient_credits")
         for grant, part in takes:
             grant.held += part
-        hold = Hold(amount, takes, now, now + ttl)
+        hold = Hold(amount, takes, now, now + ttl, scopes=scopes, limits=account.counting(scopes))
         account.holds.append(hold)
         account.keys["reserve", idempotency_key] = (payload, hold)
         return Answer(hold)
@@ -382,14 +491,15 @@ class Ledger:
         hold.late = hold.state == "expired"
         held = [] if hold.late else hold.takes
         used = take(held, wanted)
-        extra = take(account.usable(), wanted - sum_of(used))
+        limited = account.limit_room(hold.scopes, without=None if hold.late else hold) - sum_of(used)
+        extra = take(account.usable(), min(wanted - sum_of(used), max(0, limited)))
         for grant, part in used:
             grant.held -= part
         if not hold.late:
             hold.state = "committed"
         hold.requested = wanted
         if wanted:
-            hold.row = self._debit(account, merge(used + extra), wanted, hold, hold.late)
+            hold.row = self._debit(account, merge(used + extra), wanted, hold.scopes, hold, hold.late)
             hold.charged = -hold.row.amount
             hold.uncollected = hold.row.uncollected
         account.give_back(hold, subtract(held, wanted))
@@ -453,6 +563,57 @@ class Ledger:
                 account.breakage(grant, part)
         account.keys["refund", idempotency_key] = (payload, row)
         return Answer(row)
+
+    def adjust_credits(self, organization_id: str, amount: int, *, idempotency_key: str) -> Answer:
+        if amount > 0:
+            self.create_account(organization_id)
+        account, now = self._open(organization_id)
+        if (replay := self._replay(account, "adjust", idempotency_key, (amount,))) is not None:
+            return replay
+        if amount > 0:
+            grant = Grant(amount, "adjustment", 50, now, None, now)
+            account.grants.append(grant)
+            row = account.add_row("adjust", amount, grant=grant)
+        else:
+            takes = take(account.usable(), -amount)
+            if sum_of(takes) < -amount:
+                raise Refused("insufficient_credits")
+            for one, part in takes:
+                one.voided += part
+            row = account.add_row("adjust", amount, takes=takes)
+        account.keys["adjust", idempotency_key] = ((amount,), row)
+        return Answer(row)
+
+    def set_limit(
+        self,
+        organization_id: str,
+        *,
+        scope: str,
+        scope_id: str,
+        unit: str,
+        window: str,
+        amount: int,
+        hard: bool,
+        include_existing: bool,
+    ) -> Answer:
+        self.create_account(organization_id)
+        account, _ = self._open(organization_id)
+        before = 0 if include_existing else len(account.rows)
+        limit = Limit(scope, scope_id, unit, window, amount, hard, before)
+        for known in account.limits:
+            if known.place == limit.place:
+                known.amount, known.hard = amount, hard
+                return Answer(known)
+        account.limits.append(limit)
+        return Answer(limit)
+
+    def remove_limit(self, organization_id: str, limit_id: str) -> Answer:
+        account, _ = self._open(organization_id)
+        limit = next((one for one in account.limits if one.id == limit_id), None)
+        if limit is None:
+            raise Refused("limit_not_found")
+        account.limits.remove(limit)
+        return Answer(limit)
 
     def sweep(self, organization_id: str) -> Answer:
         self._open(organization_id)

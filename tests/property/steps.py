@@ -44,6 +44,25 @@ commits = step(
     change=st.sampled_from([None, 0, 1, -1, CREDIT, -CREDIT, "zero", "huge"]),
     overage=overages,
 )
+limits = step(
+    "limit",
+    organization=places,
+    place=st.sampled_from(
+        [
+            ("organization", ""),
+            ("department", ""),
+            ("department", "alpha"),
+            ("user", ""),
+            ("user", "beta"),
+            ("project", ""),
+        ]
+    ),
+    unit=st.sampled_from(["credits", "credits", "count"]),
+    window=st.sampled_from(["hour UTC", "day UTC", "fixed 10m 2026-01-01T00:00:00+00:00", "lifetime"]),
+    amount=st.sampled_from([0, 5 * CREDIT, 12 * CREDIT, 30 * CREDIT, 200 * CREDIT]) | micros,
+    hard=st.sampled_from([True, True, True, False]),
+    include_existing=st.booleans(),
+)
 works = st.one_of(
     grants,
     grants,
@@ -60,6 +79,10 @@ works = st.one_of(
     step("refund", number=numbers, amount=st.none() | micros),
     step("refund", number=numbers, amount=st.sampled_from([1, CREDIT // 2])),
     step("void", number=numbers),
+    step("adjust", organization=places, amount=micros | micros.map(lambda amount: -amount)),
+    limits,
+    limits,
+    step("unlimit", number=numbers),
     step("sweep", organization=st.sampled_from([0, 1])),
 )
 oddities = st.one_of(

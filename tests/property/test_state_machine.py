@@ -49,6 +49,7 @@ def test_the_service_does_what_the_reference_model_does(
         )
     record_property("steps", dict(steps))
     assert {name for name, count in steps.items() if count > 5} == {
+        "adjust_credits",
         "commit_reservation",
         "consume_credits",
         "create_account",
@@ -57,7 +58,9 @@ def test_the_service_does_what_the_reference_model_does(
         "mark_unknown",
         "refund_credits",
         "release_reservation",
+        "remove_limit",
         "reserve_credits",
+        "set_limit",
         "sweep",
         "void_grant",
     }

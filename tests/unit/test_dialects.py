@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert, make_url, select, text
 from sqlalchemy.exc import OperationalError
 
+from agentcredits import SyncCreditService
 from agentcredits.errors import ConfigurationError
 from agentcredits.store import dialects
 from agentcredits.store.dialects import Write, dialect_of, is_memory, make_engine, normalise_url
@@ -156,10 +157,12 @@ def test_an_own_transaction_never_waits_longer_than_its_lock_time_out(postgresql
             {"organization_id": "acme", "created_at": datetime.now(UTC), "last_posted_at": datetime.now(UTC)},
         )
     with engine.connect() as holder, engine.connect() as connection:
-        assert dialect.lock_account(holder, "acme", None)["organization_id"] == "acme"
+        account = dialect.open_account(holder, "acme", None).account
+        assert account is not None
+        assert account["organization_id"] == "acme"
         started = time.monotonic()
         with pytest.raises(OperationalError, match="lock timeout"):
-            dialect.lock_account(connection, "acme", 0.2)
+            dialect.open_account(connection, "acme", 0.2)
         assert 0.2 <= time.monotonic() - started < 2.0
         connection.rollback()
         assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "0"
@@ -167,7 +170,7 @@ def test_an_own_transaction_never_waits_longer_than_its_lock_time_out(postgresql
         assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "700ms"
         connection.rollback()
         assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "0"
-        assert dialect.lock_account(connection, "nobody", 0.2) is None
+        assert dialect.open_account(connection, "nobody", 0.2).account is None
     engine.dispose()
 
 
@@ -182,7 +185,7 @@ def test_the_lock_leaves_foreign_keys_of_the_host_alone(postgresql_url: str) -> 
         )
         connection.exec_driver_sql("CREATE TABLE customers (id TEXT REFERENCES credit_accounts (organization_id))")
     with engine.connect() as holder, engine.begin() as connection:
-        dialect_of(engine).lock_account(holder, "acme", None)
+        dialect_of(engine).open_account(holder, "acme", None)
         connection.exec_driver_sql("SET LOCAL lock_timeout = '300ms'")
         connection.exec_driver_sql("INSERT INTO customers VALUES ('acme')")
     with engine.begin() as connection:
@@ -201,11 +204,10 @@ def test_the_clock_is_read_after_the_wait_for_the_lock(postgresql_url: str) -> N
             {"organization_id": "acme", "created_at": datetime.now(UTC), "last_posted_at": datetime.now(UTC)},
         )
     with engine.connect() as holder, engine.connect() as connection:
-        dialect.lock_account(holder, "acme", None)
+        dialect.open_account(holder, "acme", None)
         begun = dialect.now(connection)
         threading.Timer(0.3, holder.rollback).start()
-        dialect.lock_account(connection, "acme", 5.0)
-        _, now = dialect.load_open_grants(connection, "acme")
+        now = dialect.open_account(connection, "acme", 5.0).now
         assert now - begun >= timedelta(seconds=0.3)
         assert now.tzinfo is UTC
     engine.dispose()
@@ -308,3 +310,13 @@ def test_an_engine_of_another_database_is_refused() -> None:
     engine: Any = OtherEngine()
     with pytest.raises(ConfigurationError, match="'oracle' is not supported"):
         dialects.dialect_of(engine)
+
+
+def test_an_engine_in_autocommit_mode_is_refused(postgresql_url: str) -> None:
+    """Its locks would end with their statement: nothing is booked."""
+    engine = create_engine(normalise_url(postgresql_url), isolation_level="AUTOCOMMIT")
+    with SyncCreditService(engine) as service, pytest.raises(ConfigurationError, match="autocommit"):
+        service.grant_credits("acme", 1)
+    with engine.connect() as connection:
+        assert connection.execute(select(credit_accounts)).all() == []
+    engine.dispose()

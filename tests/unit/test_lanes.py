@@ -20,9 +20,11 @@ from agentcredits.model import ReservationState
 from agentcredits.rules.operations import Expire, Operation, Release, Reserve
 from agentcredits.rules.posting import Outcome
 from agentcredits.rules.state import HoldState
+from agentcredits.runner import runner
 from agentcredits.runner.lanes import Lanes
-from agentcredits.runner.pending import Answer, Pending
+from agentcredits.runner.pending import Answer, AsyncPending, Pending
 from agentcredits.settings import Settings
+from agentcredits.store.posting import post
 from agentcredits.testing import START
 
 ACME, OTHER = "acme", "other"
@@ -242,27 +244,24 @@ IMPATIENT = Settings(lock_timeout_seconds=0.3, retry_seconds=0)
 
 @contextmanager
 def transactions(engine: Engine) -> Iterator[list[int]]:
-    """Counts how many rows of the ledger each transaction inserts."""
+    """How many operations each committed transaction booked."""
     sizes: list[int] = []
     local = threading.local()
 
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
-        if "INTO credit_transactions" in statement:
-            if engine.dialect.name == "postgresql":
-                arrays = [value for value in parameters.values() if isinstance(value, list)]
-                local.rows = max((len(value) for value in arrays), default=1)
-            else:
-                local.rows = getattr(local, "rows", 0) + (len(parameters) if many else 1)
+    def note(*arguments: Any, **options: Any) -> list[Outcome]:
+        outcomes = post(*arguments, **options)
+        local.booked = sum(outcome.error is None for outcome in outcomes)
+        return outcomes
 
     def end(_connection: Any) -> None:
-        if getattr(local, "rows", 0):
-            sizes.append(local.rows)
-        local.rows = 0
+        if getattr(local, "booked", 0):
+            sizes.append(local.booked)
+        local.booked = 0
 
-    event.listen(engine, "before_cursor_execute", note)
     event.listen(engine, "commit", end)
-    yield sizes
-    event.remove(engine, "before_cursor_execute", note)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "post", note)
+        yield sizes
     event.remove(engine, "commit", end)
 
 
@@ -417,3 +416,54 @@ async def test_a_poisoned_operation_hits_only_its_caller(poisoned_url: str) -> N
         assert (await service.get_balance(OTHER)).available == 980
         assert (await service.get_balance(ACME)).available == 962
         assert await service.verify()
+
+
+# -- coroutines ----------------------------------------------------------------------------------------------------
+
+
+def in_turn(lanes: Lanes, name: str) -> AsyncPending:
+    pending = AsyncPending(Expire(organization_id=name), asyncio.get_running_loop())
+    lanes.put_in_turn(pending)
+    return pending
+
+
+async def test_coroutines_of_one_turn_of_the_loop_share_a_batch() -> None:
+    """An idle poster is woken when the turn is over, not by the first of them."""
+    books = Books()
+    with running(books) as lanes:
+
+        async def caller() -> None:
+            for _ in range(5):
+                await in_turn(lanes, ACME).future
+
+        await asyncio.wait_for(asyncio.gather(*(caller() for _ in range(64))), 10)
+    assert [len(batch) for batch in books.batches] == [64] * 5
+
+
+def test_a_loop_that_ends_in_the_middle_of_its_turn_loses_nothing_and_blocks_nobody() -> None:
+    """What it queued is booked with the next operation, and its successor wakes posters by itself."""
+    books = Books()
+    with running(books) as lanes:
+        loop = asyncio.new_event_loop()
+        forgotten = AsyncPending(Expire(organization_id=OTHER), loop, settlement=True)
+        lanes.put_in_turn(forgotten)
+        loop.close()
+
+        async def caller() -> None:
+            await in_turn(lanes, ACME).future
+
+        asyncio.run(asyncio.wait_for(caller(), 10))
+        assert answered(forgotten)
+    assert sorted(chain(*books.batches)) == [ACME, OTHER]
+
+
+def test_what_a_loop_left_behind_is_booked_at_the_end() -> None:
+    """Nobody comes after it: stopping the lanes books it."""
+    books = Books()
+    with running(books) as lanes:
+        loop = asyncio.new_event_loop()
+        forgotten = AsyncPending(Expire(organization_id=OTHER), loop, settlement=True)
+        lanes.put_in_turn(forgotten)
+        loop.close()
+    assert forgotten.answer is not None
+    assert books.batches == [[OTHER]]
