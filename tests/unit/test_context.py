@@ -27,6 +27,7 @@ from agentcredits import (
     require_context,
     use_context,
 )
+from agentcredits.context import surround
 from agentcredits.execution import Execution, charged_execution, current_execution
 
 A = RequestContext("a")
@@ -182,6 +183,22 @@ def test_a_block_that_ends_in_another_context_changes_nothing_there() -> None:
     with use_context(B):
         generator.close()
         assert active() == "b"
+
+
+def test_a_call_that_was_interrupted_inside_a_block_leaves_nothing_active() -> None:
+    """An interrupt may keep a call from putting back what it found; the block does, at the latest."""
+    with use_context(A):
+        surround(B, None).__enter__()
+        assert active() == "b"
+    assert active() is None
+    outer, inner = use_context(A), use_context(B)
+    outer.__enter__()
+    surround(A, None).__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert active() == "b"
+    inner.__exit__(None, None, None)
+    assert active() is None
 
 
 def test_require_context_names_what_to_do() -> None:

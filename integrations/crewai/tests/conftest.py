@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
 
 # Before crewai is imported.
 for _name in ("CREWAI_DISABLE_TELEMETRY", "CREWAI_DISABLE_TRACKING", "CREWAI_DISABLE_VERSION_CHECK"):
@@ -20,6 +18,9 @@ os.environ["OTEL_SDK_DISABLED"] = "true"
 os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="agentcredits-crewai-")
 _HERE = Path(__file__).parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent)]
+
+from crew_fakes import price  # noqa: E402
+from served import Server  # noqa: E402
 
 from agentcredits import SyncCreditService  # noqa: E402
 
@@ -33,18 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore::{kind}"))
 
 
-@pytest.fixture(scope="session")
-def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "credits.db"
-    with SyncCreditService(f"sqlite:///{path}") as made:
-        made.create_account("first-use-migrates")
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    engine.dispose()
-    return path
-
-
 @pytest.fixture(params=[True, False], ids=["native", "react"])
 def native(request: pytest.FixtureRequest) -> bool:
     """How the model calls tools."""
@@ -52,23 +41,25 @@ def native(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def database(_template: Path, tmp_path: Path) -> Path:
-    """A fresh migrated SQLite file."""
-    path = tmp_path / "credits.db"
-    shutil.copyfile(_template, path)
-    return path
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """A fresh migrated SQLite file; a database of either kind in tests marked ``on_both``."""
+    return str(request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url"))
 
 
 @pytest.fixture
-def ledger(database: Path) -> Iterator[SyncCreditService]:
-    """Two organizations with 100 credits each; an LLM call costs 1, a draw 10."""
-    with SyncCreditService(f"sqlite:///{database}") as made:
-        for organization in ("acme", "globex"):
-            made.grant_credits(organization, 100)
-        made.set_cost("Crew", "llm_call", 1)
-        made.set_cost("Flow", "llm_call", 1)
-        made.set_cost("*", "draw", 10)
+def ledger(ledger_url: str) -> Iterator[SyncCreditService]:
+    """Accounts with credits, and prices: see ``crew_fakes.price``."""
+    with SyncCreditService(ledger_url) as made:
+        price(made)
         yield made
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """An OpenAI-compatible server on 127.0.0.1."""
+    made = Server()
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 from crewai import Agent, BaseLLM, Crew, Task
 from pydantic import Field, PrivateAttr
 
@@ -13,6 +14,11 @@ from agentcredits import RequestContext, SyncCreditService
 FINAL = "Thought: I know.\nFinal Answer: fin"
 ACME = RequestContext("acme")
 GLOBEX = RequestContext("globex")
+
+#: On a SQLite file and on PostgreSQL.
+on_both = pytest.mark.parametrize(
+    "ledger_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
 
 
 class FakeLLM(BaseLLM):
@@ -88,6 +94,15 @@ def crew(model: Any, *tools: Any, tasks: int = 1, **more: Any) -> Crew:
         for n in range(tasks)
     ]
     return Crew(agents=[who], tasks=work, tracing=False, **more)
+
+
+def price(ledger: SyncCreditService) -> None:
+    """Two organizations with 100 credits each; an LLM call costs 1, a draw 10."""
+    for organization in ("acme", "globex"):
+        ledger.grant_credits(organization, 100)
+    ledger.set_cost("Crew", "llm_call", 1)
+    ledger.set_cost("Flow", "llm_call", 1)
+    ledger.set_cost("*", "draw", 10)
 
 
 def charged(ledger: SyncCreditService, organization: str = "acme") -> list[str | None]:

@@ -10,7 +10,7 @@ from contextvars import Context
 from typing import Any
 
 import pytest
-from crew_fakes import ACME, GLOBEX, FakeLLM, agent, charged, crew, left, llm, use
+from crew_fakes import ACME, GLOBEX, FakeLLM, agent, charged, crew, left, llm, on_both, use
 from crewai import Crew, Process, Task
 from crewai.flow.flow import Flow, listen, start
 from crewai.hooks.dispatch import HookAborted, InterceptionPoint, scoped_hooks
@@ -76,6 +76,7 @@ STREAMS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@on_both
 @pytest.mark.parametrize("mode", MODES)
 def test_every_way_to_run_charges_the_model_and_the_tool(ledger: SyncCreditService, native: bool, mode: str) -> None:
     """Two LLM calls at 1 and a tool at 10."""

