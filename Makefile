@@ -3,18 +3,21 @@
 #   make test    every test, on SQLite and PostgreSQL, with coverage
 #   make lint    ruff, mypy --strict, the floors of the house
 #   make bench   speed against the minimal transaction, and writes the tables of tests/benchmarks/README.md
-#   make proof   the long storms
+#   make proof   the long storms, and the CrewAI adapter's tests on the oldest CrewAI that it supports
 # AGENTCREDITS_TEST_POSTGRES_URL names a PostgreSQL server to test on instead of the one from a wheel.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-INSTALL := $(PIP) install --constraint constraints.txt
+CONSTRAINTS := constraints.txt
+INSTALL := $(PIP) install --constraint $(CONSTRAINTS)
 comma := ,
+OLDEST := .venv-oldest-crewai
+OLDEST_CREWAI := 1.15.19
 DEV_EXTRAS := dev$(if $(AGENTCREDITS_TEST_POSTGRES_URL),,$(comma)dev-postgres)
 
-.PHONY: demo test lint bench proof clean
+.PHONY: demo test lint bench proof proof-oldest-crewai clean
 
 demo: $(VENV)/.for-demo
 	$(BIN)/agentcredits demo
@@ -31,14 +34,23 @@ lint: $(VENV)/.for-dev
 bench: $(VENV)/.for-dev
 	$(BIN)/python tests/benchmarks/run.py
 
-proof: $(VENV)/.for-dev
+proof: $(VENV)/.for-dev proof-oldest-crewai
 	$(BIN)/python -m pytest -m proof --proof=long
 
+proof-oldest-crewai: $(OLDEST).txt
+	$(MAKE) --no-print-directory VENV=$(OLDEST) CONSTRAINTS=$< $(OLDEST)/.for-dev
+	$(OLDEST)/bin/python -m pytest -W ignore::DeprecationWarning integrations/crewai
+
+# CrewAI keeps narrow ranges of what it needs: only what the tests themselves run with stays pinned.
+$(OLDEST).txt: constraints.txt
+	echo "crewai==$(OLDEST_CREWAI)" >$@
+	grep -E '^(alembic|hypothesis|pixeltable|psycopg|pytest|sqlalchemy)' $< >>$@
+
 clean:
-	rm -rf $(VENV) build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(OLDEST).txt build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Build isolation would fetch a build back-end that constraints.txt does not pin, so it is installed first.
-$(VENV)/.for-build: constraints.txt
+$(VENV)/.for-build: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
 	  "agentcredits needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV): a few minutes the first time."

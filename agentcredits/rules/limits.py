@@ -26,6 +26,9 @@ from agentcredits.rules.windows import Window
 #: Thresholds are parts of this.
 WHOLE = 10_000
 
+#: A run's cap warns when half, and when four fifths of it are spent.
+CAP_WARN_AT = (5_000, 8_000)
+
 #: The text of the window of a run's cap.
 LIFETIME = str(Window.lifetime())
 
@@ -175,6 +178,7 @@ def of_spending(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[C
         window_text=LIFETIME,
         amount=cap,
         mode=LimitMode.HARD,
+        warn_at=CAP_WARN_AT if cap else (),
         created_at=now,
         counts_from_seq=account_of(ledger).last_seq,
     )

@@ -5,14 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from agentcredits import (
     CreditEvent,
+    CreditLimitExceededError,
     CreditService,
+    RequestContext,
     add_hook,
     remove_hook,
+    use_context,
 )
 from tests.integration.limit_book import (
     ACME,
@@ -173,3 +177,16 @@ def test_a_crossing_is_told_beside_a_savepoint_that_was_rolled_back(
         book.spend(7, session=session)
         session.commit()
     assert [one.spent for one in crossings(told)] == [7]
+
+
+def test_the_cap_of_a_run_warns_at_half_and_at_four_fifths(book: Book, told: list[CreditEvent]) -> None:
+    """Once each, also when its first charge crosses both; a cap of 0 has nothing to cross."""
+    with use_context(RequestContext(ACME, run_id="slow", max_credits=10)):
+        for _ in range(10):
+            book.spend(1)
+    with use_context(RequestContext(ACME, run_id="quick", max_credits=10)):
+        book.spend(9)
+    with use_context(RequestContext(ACME, run_id="none", max_credits=0)), pytest.raises(CreditLimitExceededError):
+        book.spend(1)
+    seen = [(one.scope_id, str(one.threshold), one.spent) for one in crossings(told)]
+    assert seen == [("slow", "0.5", 5), ("slow", "0.8", 8), ("quick", "0.5", 9), ("quick", "0.8", 9)]
