@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from crew_fakes import ACME, GLOBEX, FakeLLM, agent, charged, crew, left, llm, on_both, use
 from crewai import Crew, Process, Task
+from crewai.flow.async_feedback.types import HumanFeedbackPending
 from crewai.flow.flow import Flow, listen, start
+from crewai.flow.human_feedback import human_feedback
 from crewai.hooks.dispatch import HookAborted, InterceptionPoint, scoped_hooks
 from crewai.tools import tool
 
@@ -411,6 +413,55 @@ def test_a_cap_for_one_run(ledger: SyncCreditService) -> None:
             with pytest.raises(CreditLimitExceededError):
                 paid.kickoff(inputs=INPUTS)
             assert left(ledger) == 100 - spent
+    warned = [(str(one.threshold), one.spent) for one in reversed(ledger.list_limit_crossings("acme"))]
+    assert warned == [("0.5", 12), ("0.8", 22)] * 2
+
+
+def test_a_replay_costs_what_it_does_again(ledger: SyncCreditService) -> None:
+    """The second of two tasks: one more LLM call, in a run of its own."""
+    model = llm("one", "two", "again", native=True)
+    made = crew(model, tasks=2)
+    made.tasks[1].description = "check {topic}"
+    paid = credited(made, llm_action="llm_call", service=ledger)
+    with use_context(ACME):
+        paid.kickoff(inputs=INPUTS)
+        first = paid.run
+        assert str(paid.replay(str(paid.tasks[1].id), INPUTS)) == "again"
+    assert paid.run is not first
+    assert (first.summary().charged, paid.run.summary().charged) == (2, 1)
+    assert left(ledger) == 97
+    assert model.calls == 3
+
+
+def test_a_flow_that_waits_for_a_person_goes_on_with_its_credits(ledger: SyncCreditService) -> None:
+    """``resume`` is a start like any other: its LLM calls are charged, and nobody else's."""
+    model = llm("draft", "final", native=True)
+
+    class Later:
+        def request_feedback(self, context: Any, flow: Any) -> str:
+            raise HumanFeedbackPending(context=context)
+
+    class Review(Flow[Any]):
+        @start()
+        @human_feedback(message="Good?", provider=Later())
+        def write(self) -> str:
+            return str(agent(model).kickoff("draft").raw)
+
+        @listen(write)
+        def publish(self, _feedback: Any) -> str:
+            return str(agent(model).kickoff("publish").raw)
+
+    paid = credited(Review(), llm_action="llm_call", agent_type="Flow", service=ledger)
+    with use_context(ACME):
+        assert isinstance(paid.kickoff(), HumanFeedbackPending)
+    assert charged(ledger) == ["llm_call"]
+    waiting = Review.from_pending(paid.state["id"])
+    with pytest.raises(MissingContextError):
+        credited(waiting, llm_action="llm_call", agent_type="Flow", service=ledger).resume("fine")
+    again = Review.from_pending(paid.state["id"])
+    with use_context(ACME):
+        assert credited(again, llm_action="llm_call", agent_type="Flow", service=ledger).resume("fine") == "final"
+    assert charged(ledger) == ["llm_call"] * model.calls == ["llm_call"] * 2
 
 
 def test_the_mixin(ledger: SyncCreditService) -> None:
