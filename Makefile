@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself: python3 (3.11 to 3.13, with venv) is all that is needed.
-#   make demo    two agents, a real crew, a ledger (no network, no keys)
+#   make demo    a real crew, a picture, a ledger (no network, no keys)
 #   make test    every test, on SQLite and PostgreSQL, with coverage
 #   make lint    ruff, mypy --strict, the floors of the house
 #   make bench   speed against the minimal transaction, and writes the tables of tests/benchmarks/README.md

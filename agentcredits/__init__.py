@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentcredits.base_crew import BaseCrew
-    from agentcredits.context import RequestContext, bind, current_context, require_context, use_context
+    from agentcredits.context import (
+        RequestContext,
+        agreed_context,
+        bind,
+        current_context,
+        require_context,
+        use_context,
+    )
     from agentcredits.decorators import consume_credits, track_agent_usage
     from agentcredits.errors import (
         AccountLockedError,
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
         LimitNotFoundError,
         MissingContextError,
         OverageRejectedError,
+        ProviderUnavailableError,
         RefundExceedsChargeError,
         ReservationAlreadySettledError,
         ReservationError,
@@ -43,6 +51,8 @@ if TYPE_CHECKING:
         UnpricedActionError,
     )
     from agentcredits.hooks import CreditEvent, add_hook, remove_hook
+    from agentcredits.media.plans import MediaPlan
+    from agentcredits.media.tool import media_tool
     from agentcredits.model import (
         ActionCost,
         Allocation,
@@ -63,6 +73,9 @@ if TYPE_CHECKING:
         Overage,
         Page,
         PlannedAction,
+        PriceChange,
+        PriceExplanation,
+        PriceStep,
         Pricing,
         Quote,
         QuoteLine,
@@ -76,10 +89,25 @@ if TYPE_CHECKING:
         VerifyProblem,
         VerifyReport,
     )
+    from agentcredits.model_calls import ModelCall, ModelCalls
+    from agentcredits.price_lists import PriceList
     from agentcredits.reservation import Reservation, SyncReservation
+    from agentcredits.rules.price_entries import PriceEntry
+    from agentcredits.rules.price_rules import PriceRule, token_dimensions
     from agentcredits.rules.windows import Window
+    from agentcredits.run_log import (
+        Place,
+        RunLog,
+        RunSummary,
+        SummaryLine,
+        at_place,
+        current_place,
+        current_run,
+        set_place,
+    )
     from agentcredits.service import CreditService, SyncCreditService, configure, default_service
     from agentcredits.settings import Settings
+    from agentcredits.tool_meter import ToolMeter
 
 __version__ = "0.1.0"
 
@@ -116,12 +144,23 @@ __all__ = [
     "LimitScope",
     "LimitUnit",
     "LimitUsage",
+    "MediaPlan",
     "MissingContextError",
+    "ModelCall",
+    "ModelCalls",
     "Overage",
     "OverageRejectedError",
     "Page",
+    "Place",
     "PlannedAction",
+    "PriceChange",
+    "PriceEntry",
+    "PriceExplanation",
+    "PriceList",
+    "PriceRule",
+    "PriceStep",
     "Pricing",
+    "ProviderUnavailableError",
     "Quote",
     "QuoteLine",
     "RefundExceedsChargeError",
@@ -135,15 +174,19 @@ __all__ = [
     "ReservationRecord",
     "ReservationState",
     "ReservationUnknownError",
+    "RunLog",
+    "RunSummary",
     "SchemaError",
     "ServiceClosedError",
     "Settings",
     "SettlementFailedError",
     "StoreError",
     "StoreUnavailableError",
+    "SummaryLine",
     "SweepReport",
     "SyncCreditService",
     "SyncReservation",
+    "ToolMeter",
     "Transaction",
     "TransactionNotFoundError",
     "TransactionType",
@@ -155,13 +198,20 @@ __all__ = [
     "Window",
     "__version__",
     "add_hook",
+    "agreed_context",
+    "at_place",
     "bind",
     "configure",
     "consume_credits",
     "current_context",
+    "current_place",
+    "current_run",
     "default_service",
+    "media_tool",
     "remove_hook",
     "require_context",
+    "set_place",
+    "token_dimensions",
     "track_agent_usage",
     "use_context",
 ]
@@ -170,7 +220,14 @@ __all__ = [
 _HOMES = {
     "settings": ("Settings",),
     "base_crew": ("BaseCrew",),
-    "context": ("RequestContext", "bind", "current_context", "require_context", "use_context"),
+    "context": (
+        "RequestContext",
+        "agreed_context",
+        "bind",
+        "current_context",
+        "require_context",
+        "use_context",
+    ),
     "decorators": ("consume_credits", "track_agent_usage"),
     "errors": (
         "AccountLockedError",
@@ -188,6 +245,7 @@ _HOMES = {
         "LimitNotFoundError",
         "MissingContextError",
         "OverageRejectedError",
+        "ProviderUnavailableError",
         "RefundExceedsChargeError",
         "ReservationAlreadySettledError",
         "ReservationError",
@@ -204,6 +262,20 @@ _HOMES = {
         "UnpricedActionError",
     ),
     "hooks": ("CreditEvent", "add_hook", "remove_hook"),
+    "run_log": (
+        "Place",
+        "RunLog",
+        "RunSummary",
+        "SummaryLine",
+        "at_place",
+        "current_place",
+        "current_run",
+        "set_place",
+    ),
+    "model_calls": ("ModelCall", "ModelCalls"),
+    "tool_meter": ("ToolMeter",),
+    "media.plans": ("MediaPlan",),
+    "media.tool": ("media_tool",),
     "model": (
         "ActionCost",
         "Allocation",
@@ -224,6 +296,9 @@ _HOMES = {
         "Overage",
         "Page",
         "PlannedAction",
+        "PriceChange",
+        "PriceExplanation",
+        "PriceStep",
         "Pricing",
         "Quote",
         "QuoteLine",
@@ -237,7 +312,10 @@ _HOMES = {
         "VerifyProblem",
         "VerifyReport",
     ),
+    "price_lists": ("PriceList",),
     "reservation": ("Reservation", "SyncReservation"),
+    "rules.price_entries": ("PriceEntry",),
+    "rules.price_rules": ("PriceRule", "token_dimensions"),
     "rules.windows": ("Window",),
     "service": ("CreditService", "SyncCreditService", "configure", "default_service"),
 }

@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentcredits.amounts import to_micros
 from agentcredits.context import RequestContext, Surroundings, merge_metadata, surround
@@ -34,6 +34,16 @@ logger = logging.getLogger("agentcredits")
 
 #: Actions whose missing price was already warned about.
 _warned_unpriced: set[tuple[str, str]] = set()
+
+
+class Offer(NamedTuple):
+    """What one call would cost, and what that price is made of."""
+
+    price: Price
+    quantity: Any
+    dimensions: Mapping[str, Any] | None
+    #: The amount was said by ``estimate``, not looked up.
+    estimated: bool
 
 
 class Call:
@@ -114,6 +124,13 @@ class Call:
         )
 
     def _admission(self) -> Steps[DryRunResult | None]:
+        offer = yield from self._offer()
+        if self._context.dry_run:
+            return self._plan(offer, "dry_run")
+        return (yield from self._reservation(offer))
+
+    def _offer(self) -> Steps[Offer]:
+        """What the call would cost."""
         meter, core, context = self._meter, self._core, self._context
         quantity = self._value(meter.quantity, 1)
         dimensions: Mapping[str, Any] | None = self._value(meter.dimensions, None)
@@ -129,9 +146,13 @@ class Call:
                 dimensions=dimensions,
                 unpriced=meter.unpriced,
             )
-        if context.dry_run:
-            return self._plan(price.amount_micros, "dry_run", dimensions)
-        metadata = merge_metadata(context, self._value(meter.metadata, None))
+        return Offer(price, quantity, dimensions, estimate is not None)
+
+    def _reservation(self, offer: Offer) -> Steps[DryRunResult | None]:
+        """Hold what the call costs; a plan when that cannot be paid and a fallback is declared."""
+        meter, core, context = self._meter, self._core, self._context
+        price = offer.price
+        metadata = merge_metadata(context, self._metadata())
         if price.pricing is Pricing.UNPRICED:
             _warn_unpriced(self._agent_type, meter.action)
         try:
@@ -140,18 +161,22 @@ class Call:
                 price=price,
                 agent_type=self._agent_type,
                 action=meter.action,
-                quantity=quantity,
-                dimensions=dimensions,
+                quantity=offer.quantity,
+                dimensions=offer.dimensions,
                 metadata=metadata,
                 scopes=context.scopes,
                 ttl=meter.ttl,
-                explicit_amount=estimate is not None,
+                explicit_amount=offer.estimated,
             )
         except (InsufficientCreditsError, CreditLimitExceededError) as refusal:
             if meter.on_exhausted == "raise":
                 raise
-            return self._plan(price.amount_micros, refusal.reason, dimensions, refusal.fixes)
+            return self._plan(offer, refusal.reason, refusal.fixes)
         return None
+
+    def _metadata(self) -> Mapping[str, Any] | None:
+        """What is written beside the charge, on top of the context's."""
+        return self._value(self._meter.metadata, None)  # type: ignore[no-any-return]  # checked when it is encoded
 
     def _value(self, given: Any, default: Any) -> Any:
         """A decorator argument: a value, or a function of the call's own arguments."""
@@ -159,34 +184,38 @@ class Call:
             return default
         return given(*self._args, **self._kwargs) if callable(given) else given
 
-    def _plan(
-        self,
-        amount_micros: int,
-        reason: str,
-        dimensions: Mapping[str, Any] | None,
-        fixes: tuple[dict[str, Any], ...] = (),
-    ) -> DryRunResult:
+    def _plan(self, offer: Offer, reason: str, fixes: tuple[dict[str, Any], ...] = ()) -> DryRunResult:
+        """What comes back instead of a result."""
+        parameters = self._parameters()
+        prompt = _prompt_in(parameters)
+        return DryRunResult(
+            agent_type=self._agent_type,
+            action=self._meter.action,
+            amount_micros=offer.price.amount_micros,
+            reason=reason,
+            prompt=prompt,
+            parameters=parameters,
+            dimensions=offer.dimensions or {},
+            fixes=fixes,
+        )
+
+    def _parameters(self) -> dict[str, Any]:
+        """The call's arguments by name, without the instance."""
         try:
             bound = inspect.signature(self._meter.original).bind(*self._args, **self._kwargs)
         except TypeError:
             # A decorator below ours changed the arguments; the names given are still worth showing.
-            parameters = dict(self._kwargs)
-        else:
-            bound.apply_defaults()
-            parameters = dict(bound.arguments)
-            if self._meter.takes_instance:
-                del parameters[next(iter(parameters))]
-        prompt = parameters.get("prompt", self._kwargs.get("prompt"))
-        return DryRunResult(
-            agent_type=self._agent_type,
-            action=self._meter.action,
-            amount_micros=amount_micros,
-            reason=reason,
-            prompt=prompt if isinstance(prompt, str) else None,
-            parameters=parameters,
-            dimensions=dimensions or {},
-            fixes=fixes,
-        )
+            return dict(self._kwargs)
+        bound.apply_defaults()
+        parameters: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                parameters |= value
+            else:
+                parameters[name] = value
+        if self._meter.takes_instance:
+            del parameters[next(iter(parameters))]
+        return parameters
 
     # -- instead of the body ---------------------------------------------------------------------------------
 
@@ -226,19 +255,24 @@ class Call:
         if hold is not None:
             hold.begin()
 
-    def succeed(self, result: Any) -> None:
+    def succeed(self, result: Any) -> Any:
         """After a successful body: charge. The result is never lost to a settlement that fails.
+
+        Returns:
+            What the caller gets: the result.
 
         Raises:
             SettlementFailedError: only with ``on_settlement_failure="raise"``; carries the result.
         """
         if self._finish(result):
             self._core.run(self._settlement(result))
+        return result
 
-    async def asucceed(self, result: Any) -> None:
+    async def asucceed(self, result: Any) -> Any:
         """:meth:`succeed` for coroutines; cancelled while it waits, the charge is booked all the same."""
         if self._finish(result):
             await self._core.arun(self._settlement(result))
+        return result
 
     def _finish(self, result: Any) -> bool:
         """The body is done: what does it cost? False when there is nothing to settle."""
@@ -267,24 +301,34 @@ class Call:
             logger.exception("agentcredits: %s is done, but its charge failed", name)
         self._state = "over"
 
-    def fail(self, error: BaseException) -> None:
-        """After a failed body: give back. A problem with that is noted on the body's own error."""
+    def fail(self, error: BaseException) -> tuple[Any] | None:
+        """After a failed body: give back. A problem with that is noted on the body's own error.
+
+        Returns:
+            None: the error goes on to the caller; else what the caller gets instead (of functions and coroutines).
+        """
         self._close_mark()
         if self._hold is not None and self._state == "open":
             self._core.run(self._release(self._hold, error))
+        return None
 
-    async def afail(self, error: BaseException) -> None:
+    async def afail(self, error: BaseException) -> tuple[Any] | None:
         """:meth:`fail` for coroutines."""
         self._close_mark()
         if self._hold is not None and self._state == "open":
             await self._core.arun(self._release(self._hold, error))
+        return None
 
     def _release(self, hold: Hold, error: BaseException) -> Steps[None]:
         try:
-            yield from hold.give_back(_reason(error))
+            yield from hold.give_back(self._failure_reason(error))
         except Exception as problem:  # noqa: BLE001  # whatever it is, the caller needs the body's own error
             error.add_note(f"agentcredits: the reserved credits were not given back yet: {problem}")
         self._state = "over"
+
+    def _failure_reason(self, error: BaseException) -> str:
+        """What the ledger keeps of why the hold was given back."""
+        return _reason(error)
 
     def closed_early(self) -> None:
         """A generator was closed by its consumer or the garbage collector: hand over by policy, without waiting."""
@@ -362,6 +406,14 @@ class Bare:
 
     def end(self) -> None:
         """Nothing is left."""
+
+
+def _prompt_in(parameters: Mapping[str, Any]) -> str | None:
+    """The argument of that name, else the only text among the arguments."""
+    if isinstance(parameters.get("prompt"), str):
+        return str(parameters["prompt"])
+    texts = [value for value in parameters.values() if isinstance(value, str)]
+    return texts[0] if len(texts) == 1 and "prompt" not in parameters else None
 
 
 def _reason(error: BaseException) -> str:

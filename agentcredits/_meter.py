@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from agentcredits._call import Call
 from agentcredits.amounts import Amount, to_micros
@@ -43,6 +43,9 @@ class Meter:
         ConfigurationError: arguments that do not fit together or the function.
         InvalidInputError: a text, amount, metadata or dimensions that cannot be used.
     """
+
+    #: What one call of the function is.
+    call_type: ClassVar[type[Call]] = Call
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class Meter:
                 'pass on_exhausted="dry_run" or a function to its decorator.',
                 context={"agent_type": agent_type, "action": self.action},
             )
-        return Call(self, core, context, agent_type, instance, args, kwargs)
+        return self.call_type(self, core, context, agent_type, instance, args, kwargs)
 
     def _is_reentry(self, organization_id: str, agent_type: str, instance: object | None) -> bool:
         """Whether this is the same action of the same agent, entered again through ``super()`` or a second decorator.

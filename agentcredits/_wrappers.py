@@ -1,6 +1,7 @@
 """One wrapper for each colour of function, written out, so that ``inspect`` sees in it what it saw in the function.
 
-The shape is always the same: admit, begin, the body in its surroundings, succeed or fail, end.
+The shape is always the same: admit, begin, the body in its surroundings, succeed or fail, end. What a function or
+coroutine hands back is the call's to say: ``succeed`` gives it, ``fail`` may give something (in a tuple) for the error.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def _function(meter: Meter) -> Callable[..., Any]:
                 with call.surroundings:
                     result = function(*args, **kwargs)
             except BaseException as error:
-                call.fail(error)
-                raise
-            call.succeed(result)
-            return result
+                instead = call.fail(error)
+                if instead is None:
+                    raise
+                return instead[0]
+            return call.succeed(result)
         finally:
             call.end()
 
@@ -72,10 +74,11 @@ def _coroutine(meter: Meter) -> Callable[..., Any]:
                 # Nobody drives this coroutine any more, so it cannot wait: end() gives back without waiting.
                 raise
             except BaseException as error:
-                await call.afail(error)
-                raise
-            await call.asucceed(result)
-            return result
+                instead = await call.afail(error)
+                if instead is None:
+                    raise
+                return instead[0]
+            return await call.asucceed(result)
         finally:
             call.end()
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -112,6 +112,16 @@ class RequestContext:
         if metadata is not None and not isinstance(metadata, Mapping):
             raise InvalidInputError(f"metadata must be a mapping, not {type(metadata).__name__}.")
         put(self, "metadata", ReadOnlyMapping(metadata or {}))
+
+    def capped(self, max_credits: Amount | None = None) -> RequestContext:
+        """The same with a run's id and a cap; of two caps of one run the smaller one counts.
+
+        Raises:
+            InvalidAmountError: ``max_credits`` that is no amount.
+        """
+        given = replace(self, max_credits=max_credits).max_credits  # type: ignore[arg-type]  # __init__ takes amounts
+        caps = [cap for cap in (self.max_credits, given) if cap is not None]
+        return replace(self, run_id=self.run_id or new_id(), max_credits=min(caps, default=None))
 
     @property
     def scopes(self) -> Scopes:
@@ -239,6 +249,31 @@ def require_context() -> RequestContext:
     if frame is None:
         raise MissingContextError
     return frame.context
+
+
+def agreed_context(given: RequestContext | None, captured: RequestContext | None) -> RequestContext:
+    """Who pays for a run that was given a context, found one when it was set up, or finds one now.
+
+    What was given wins, then what is active now, then what was captured; two organizations are never chosen from.
+
+    Raises:
+        MissingContextError: nobody pays, or two organizations would.
+    """
+    active = current_context()
+    known = given or captured
+    if known is not None and active is not None and known.organization_id != active.organization_id:
+        raise MissingContextError(
+            f"use_context is active for organization {active.organization_id}, but this run was set up for "
+            f"{known.organization_id}: decide for one of them.",
+            reason="conflicting_contexts",
+            context={"active": active.organization_id, "given": known.organization_id},
+        )
+    context = given or active or captured
+    if context is None:
+        raise MissingContextError(
+            "this run is charged, but no RequestContext is active: enter use_context(RequestContext(...)) around it."
+        )
+    return context
 
 
 class Surroundings:

@@ -141,6 +141,28 @@ class LimitNotFoundError(CreditsError):
     default_message = "There is no such limit."
 
 
+class ProviderUnavailableError(CreditsError):
+    """The operator's account at a media provider cannot be used now; nothing was generated, nothing was charged.
+
+    The sentence is fit for customers. ``__cause__`` has the client's own error, where there was a call.
+    """
+
+    code = "provider_unavailable"
+    http_status = 503
+    default_message = "This service is not available at the moment. Please try again later."
+    default_limit_source = "provider"
+
+    @property
+    def provider(self) -> str | None:
+        """The provider's name; for logs."""
+        return self.context.get("provider")
+
+    @property
+    def category(self) -> str | None:
+        """``"credits_exhausted"``, ``"account_locked"`` or ``"quota_window"``."""
+        return self.context.get("category")
+
+
 class OverageRejectedError(CreditsError):
     """A commit asks for more than its reservation holds and the policy is REJECT; the hold stays."""
 

@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     """Operations in one transaction at most."""
     price_cache_seconds: float = Field(default=0.5, ge=0, le=1)
     """How old a price may be; at most one second, so that plain SQL on the table works."""
+    price_max_age_days: int | None = Field(default=None, ge=1, le=36_500)
+    """A price that was known to be right longer ago is warned about, once; None: never."""
     sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
     """FULL survives a power cut; NORMAL is faster and may lose the last charges then (never after a crash)."""
 

@@ -12,11 +12,12 @@ import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits.cli import corrections, demo, doctor, history, ledger, usage
+from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, usage
 from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
 from agentcredits.cli.db import db
 from agentcredits.cli.limits import limits
+from agentcredits.cli.media import media
 from agentcredits.cli.observe import observe
 from agentcredits.cli.output import print_error
 from agentcredits.cli.parameters import DatabaseOption, JsonOption
@@ -71,9 +72,11 @@ doctor.register(app, _SET_UP)
 ledger.register(app, credits_panel=_CREDITS, look_panel=_LOOK)
 history.register(app, _LOOK)
 usage.register(app, _LOOK)
+detect.register(app, _LOOK)
 corrections.register(app, _CREDITS)
 app.add_typer(reservations, name="reservations", rich_help_panel=_CREDITS)
 app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
+app.add_typer(media, name="media", rich_help_panel=_CREDITS)
 app.add_typer(limits, name="limits", rich_help_panel=_CONTROL)
 app.add_typer(costs, name="costs", rich_help_panel=_CONTROL)
 app.add_typer(observe, name="observe", rich_help_panel=_CONTROL)

@@ -1,249 +1,251 @@
-"""What happens in the demo, and how it is told."""
+"""How the demo is told, while it happens. What happens is in ``demo_crew``.
+
+Importing this module imports crewai, which takes seconds: ``demo`` does it after ``quiet_crewai``.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
+import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final
 
+from crewai.tasks.task_output import TaskOutput
 from rich.console import Console
-from rich.text import Text
 
 from agentcredits import (
     AccountNotFoundError,
-    InsufficientCreditsError,
+    CreditEvent,
+    DryRunResult,
     RequestContext,
     SyncCreditService,
-    configure,
+    add_hook,
+    remove_hook,
     use_context,
 )
-from agentcredits.cli.demo_script import PRICES, STEPS, RendererOfflineError, Step
+from agentcredits.cli import demo_crew
+from agentcredits.cli.demo_picture import PICTURE_FILE, PICTURE_SIZE, preview
 from agentcredits.cli.ledger import show_balance, show_verify, verify_data
-from agentcredits.cli.output import action_text, credits_text, make_table, print_table, say
-from agentcredits.cli.target import Target
-from agentcredits.clock import host_now
-from agentcredits.model import ReservationState
+from agentcredits.cli.limit_tables import limit_data
+from agentcredits.cli.output import count_text, credits_text, say
+from agentcredits_crewai import Run, RunSummary, SummaryLine
 
-#: On a terminal each task is shown for a moment; a pipe does not wait.
-PAUSE_SECONDS: Final = 0.4
+#: On a terminal each line is shown for a moment; a pipe does not wait.
+PAUSE_SECONDS: Final = 0.15
+PREVIEW_COLUMNS: Final = 56
+PREVIEW_LINES: Final = 15
 
-OUTCOME_STYLES: Final = {"granted": "cyan", "charged": "green", "given back": "yellow", "refused": "red"}
-
-
-@dataclass(slots=True)
-class Told:
-    """One line of the final table."""
-
-    at: datetime
-    seq: int | None
-    what: str
-    outcome: str
-    amount: str
-    balance_after: Decimal
+STYLES: Final = {"charged": "green", "given_back": "yellow", "dry_run": "red"}
+#: Of what is said about the line above.
+INDENT: Final = " " * 8
+FACT_COLUMNS: Final = 12
+#: A pipe's lines are no longer than this; a narrow terminal's text is not squeezed into less than that.
+LINE_COLUMNS: Final = 100
+LEAST_TEXT_COLUMNS: Final = 30
 
 
 @dataclass(slots=True)
 class Story:
-    """The demo on one database."""
+    """The demo on one database.
+
+    Args:
+        console: Where it is told.
+        service: Who books.
+    """
 
     console: Console
-    target: Target
-    commands: tuple[str, ...]
-    """With ``{org}`` where the organization goes."""
-    _refusals: list[Told] = field(default_factory=list)
-    _steps: list[dict[str, Any]] = field(default_factory=list)
+    service: SyncCreditService
+    _context: RequestContext = field(init=False)
+    _crew: Any = None
+    _task: str | None = None
+    _events: list[dict[str, Any]] = field(default_factory=list)
+    _failed: list[SummaryLine] = field(default_factory=list)
+    """The tries of one tool that failed, until something else happens."""
+    _plans: list[dict[str, Any]] = field(default_factory=list)
+    _picture: dict[str, Any] | None = None
 
     def run(self) -> dict[str, Any]:
-        """Play every step, show the ledger; returns all of it as plain data."""
-        say(self.console, ("── agentcredits demo ──", "bold"))
-        with self._working("Loading CrewAI …"):
-            from agentcredits.cli.demo_agents import ContentAgent, VideoAgent, listener
-        listener.set(self._tell_task)
-        say(
-            self.console,
-            f"CrewAI {importlib.metadata.version('crewai')} runs the crews; their language model is scripted:"
-            " no network, no keys.",
+        """Let the crew work, show the ledger; returns all of it as plain data."""
+        self._say("One crew makes a post about the tides: research, write, picture, video.")
+        self._say(
+            f"CrewAI {importlib.metadata.version('crewai')} runs it; its language model is scripted (ScriptedLLM):"
+            " no network, no keys."
         )
-        url = self.target.url.render_as_string(hide_password=False)
-        configure(url)
-        with SyncCreditService(url) as service:
-            organization_id = self._set_up(service)
-            context = RequestContext(organization_id=organization_id, project_id="tides", user_id="ada")
-            content = ContentAgent()
-            video = VideoAgent()
-            video.set_context(context)
-            for number, step in enumerate(STEPS, start=1):
-                with self._told(service, organization_id, number, step):
-                    if step.agent_type == "VideoAgent":
-                        asyncio.run(video.generate_video(step.topic, step.lines))
-                    else:
-                        with use_context(context):
-                            getattr(content, step.action)(step.topic, step.lines)
-            return self._show_end(service, organization_id)
+        self._context = demo_crew.open_account(self.service, _free_name(self.service))
+        self._show_account()
 
-    def _set_up(self, service: SyncCreditService) -> str:
-        """A new account, its prices, and two grants."""
-        organization_id = _free_name(service)
-        for agent_type, action, cost in PRICES:
-            service.set_cost(agent_type, action, cost, organization_id=organization_id, source="demo")
-        service.grant_credits(
-            organization_id, 8, category="promotional", expires_at=host_now() + timedelta(days=30), source="welcome"
-        )
-        service.grant_credits(organization_id, 12, category="paid", source="invoice 1")
-        prices = ", ".join(f"{action_text(agent, action)} {credits_text(cost)}" for agent, action, cost in PRICES)
-        say(self.console, f"Prices in credits: {prices}.")
-        say(
-            self.console,
-            f"Organization {organization_id} gets 8 promotional credits (30 days, spent first) and 12 paid ones.",
-        )
-        return organization_id
-
-    @contextmanager
-    def _told(self, service: SyncCreditService, organization_id: str, number: int, step: Step) -> Iterator[None]:
-        """Tell of a step before it runs, and of its outcome after it."""
-        price = next(cost for agent, action, cost in PRICES if (agent, action) == (step.agent_type, step.action))
-        self.console.print()
-        say(
-            self.console,
-            (f"{number}  {action_text(step.agent_type, step.action)}", "bold"),
-            f'  "{step.topic}"',
-            (f"  price {credits_text(price)}", "dim"),
-        )
-        before = service.get_balance(organization_id)
-        outcome, reason = "charged", None
+        self._crew = demo_crew.make_crew(self.service, fallback=self._go_on_without)
+        demo_crew.listener.set(self._finish_task)
+        add_hook(self._hear)
         try:
-            with self._working("The crew is at work …"):
-                yield
-        except RendererOfflineError as error:
-            outcome, reason = "given back", str(error)
-            say(self.console, "   ", (f"The crew failed: {error}.", OUTCOME_STYLES[outcome]))
-        except InsufficientCreditsError as error:
-            outcome, reason = "refused", error.message
-            say(self.console, "   ", (f"{type(error).__name__}: {error.message}", OUTCOME_STYLES[outcome]))
-        after = service.get_balance(organization_id)
-        left = f", {credits_text(after.available)} credits left"
-        charged = before.available - after.available
-        if outcome == "refused":
-            say(self.console, "   ", ("✗ refused", OUTCOME_STYLES[outcome]), f", the crew did not start{left}")
-            what = action_text(step.agent_type, step.action)
-            self._refusals.append(
-                Told(after.as_of, None, what, outcome, f"needs {credits_text(price)}", after.available)
-            )
-        else:
-            amount = charged if outcome == "charged" else price
-            sign = "✓" if outcome == "charged" else "↩"
-            say(self.console, "   ", (f"{sign} {outcome} {credits_text(amount)}", OUTCOME_STYLES[outcome]), left)
-        self._steps.append(
-            {
-                "agent_type": step.agent_type,
-                "action": step.action,
-                "outcome": outcome.replace(" ", "_"),
-                "price": price,
-                "charged": charged,
-                "available_after": after.available,
-                "reason": reason,
-            }
-        )
+            with use_context(self._context):
+                self._crew.kickoff()
+        finally:
+            remove_hook(self._hear)
+        return self._show_end(self._crew.run.summary())
 
-    def _show_end(self, service: SyncCreditService, organization_id: str) -> dict[str, Any]:
-        self.console.print()
-        say(self.console, ("── what happened ──", "bold"))
-        rows = self._rows(service, organization_id)
-        print_table(
-            self.console,
-            make_table(
-                ("seq", "what", "outcome", "amount", "balance"),
-                (
-                    (
-                        "" if row.seq is None else str(row.seq),
-                        row.what,
-                        Text(row.outcome, style=OUTCOME_STYLES[row.outcome]),
-                        row.amount,
-                        credits_text(row.balance_after),
-                    )
-                    for row in rows
-                ),
-                right=("seq", "amount", "balance"),
-            ),
+    def _show_account(self) -> None:
+        paid, promotional = demo_crew.PAID, demo_crew.PROMOTIONAL
+        self._say()
+        self._say(
+            f"Organization {self._context.organization_id} has {paid + promotional} credits: {promotional} promotional"
+            f" (for 30 days, spent first) and {paid} paid."
         )
-        say(self.console, "Rows with a seq are in the ledger for good; a hold given back and a refusal cost nothing.")
-        self.console.print()
-        balance = service.get_balance(organization_id)
+        self._say(
+            f"Its department {demo_crew.DEPARTMENT}, which the crew works for, may spend {demo_crew.MONTHLY_LIMIT}"
+            " of them a month."
+        )
+        prices = ", ".join(f"{action} {credits_text(cost)}" for _agent_type, action, cost in demo_crew.PRICES)
+        self._say(f"Prices in credits: {prices}.")
+
+    # -- while the crew works --------------------------------------------------------------------------------
+
+    def _hear(self, event: CreditEvent) -> None:
+        """A hook of agentcredits: something was booked, and the run has a line more."""
+        if event.organization_id == self._context.organization_id:
+            self._tell_lines()
+
+    def _go_on_without(self, plan: DryRunResult) -> str:
+        """What ``meter(fallback=...)`` calls when a tool cannot be paid; the agent reads the answer."""
+        self._tell_lines()
+        decision = self.service.check_credits(
+            self._context.organization_id,
+            agent_type=plan.agent_type,
+            action=plan.action,
+            department_id=self._context.department_id,
+        )
+        parameters = {name: value for name, value in plan.parameters.items() if name != "prompt"}
+        facts = {
+            "dry run": "nothing ran; the agent gets this plan instead",
+            "prompt": plan.prompt or "",
+            "parameters": ", ".join(f"{name} {value}" for name, value in parameters.items()),
+            "price": f"{credits_text(plan.amount)} credits",
+            "reason": decision.message,
+            "way out": decision.suggestions[0],
+        }
+        for name, text in facts.items():
+            for number, part in enumerate(textwrap.wrap(text, self._text_columns())):
+                self._say(INDENT, (f"{'' if number else name:<{FACT_COLUMNS}}", "dim"), part)
+        self._plans.append({**plan.as_dict(), "message": decision.message, "suggestions": decision.suggestions})
+        return str(plan)
+
+    def _finish_task(self, output: TaskOutput) -> None:
+        """The crew's ``task_callback``."""
+        self._pause()
+        self._say("  ", (f"{output.agent.strip()}: ", "bold"), output.raw)
+        if output.name == "picture":
+            demo_crew.limit_department(self.service, self._context.organization_id, demo_crew.RAISED_LIMIT)
+            self._say()
+            self._say(
+                f"The head of {demo_crew.DEPARTMENT} raises the limit to {demo_crew.RAISED_LIMIT} credits a month;"
+                " it holds from the next charge on.",
+            )
+
+    def _tell_lines(self) -> None:
+        """Tell what the run's summary has in addition."""
+        run: Run = self._crew.run
+        for line in run.summary().lines[len(self._events) :]:
+            available = self.service.get_balance(self._context.organization_id).available
+            if line.kind != "given_back":
+                self._sum_up_failures()
+            if line.task != self._task:
+                self._task = line.task
+                number = len({event["task"] for event in self._events}) + 1
+                self._say()
+                self._say((f"{number}  {line.task}", "bold"))
+            self._tell(line, available)
+            self._events.append(
+                {
+                    "task": line.task,
+                    "agent": line.agent,
+                    "what": line.tool or line.action,
+                    "outcome": line.kind,
+                    "amount": line.amount,
+                    "available": available,
+                    "reason": line.reason,
+                }
+            )
+
+    def _tell(self, line: SummaryLine, available: Decimal) -> None:
+        self._pause()
+        outcome = "refused" if line.kind == "dry_run" else line.kind.replace("_", " ")
+        reason = f"   try {len(self._failed) + 1}: {line.reason}" if line.kind == "given_back" else ""
+        self._say(
+            "  ",
+            (f"{outcome:<10}", STYLES.get(line.kind, "")),
+            f"  {credits_text(line.amount):>4}  {line.tool or line.action or '':<14}",
+            (f"  {credits_text(available):>4} left", "dim"),
+            reason,
+        )
+        if line.kind == "given_back":
+            self._failed.append(line)
+        elif line.action == "picture" and line.kind == "charged":
+            self._show_picture()
+
+    def _sum_up_failures(self) -> None:
+        if self._failed:
+            tries, price = len(self._failed), credits_text(self._failed[0].amount)
+            self._say(
+                INDENT,
+                f"CrewAI tried it {tries} times: {tries} x {price} held, {tries} x {price} given back, 0 charged",
+            )
+        self._failed.clear()
+
+    def _show_picture(self) -> None:
+        path, (width, height) = Path(PICTURE_FILE).resolve(), PICTURE_SIZE
+        size = path.stat().st_size
+        self._picture = {"path": str(path), "width": width, "height": height, "bytes": size}
+        self._say(
+            INDENT,
+            (PICTURE_FILE, "cyan"),
+            f" in this folder: {width} x {height} pixels, {size:,} bytes",
+        )
+        self._say(INDENT, "computed point by point, packed with zlib and struct: a real PNG, no image library")
+        fits = self.console.width >= len(INDENT) + PREVIEW_COLUMNS and self.console.encoding.startswith("utf")
+        if fits and self.console.color_system in ("256", "truecolor"):
+            for text in preview(PREVIEW_COLUMNS, PREVIEW_LINES):
+                self.console.print(INDENT, text, sep="", soft_wrap=True)
+
+    # -- at the end ------------------------------------------------------------------------------------------
+
+    def _show_end(self, summary: RunSummary) -> dict[str, Any]:
+        organization_id = self._context.organization_id
+        self._say()
+        self._say(("What the run cost", "bold"))
+        self.console.print(summary)
+        self._say()
+        balance = self.service.get_balance(organization_id)
         show_balance(self.console, balance)
-        report = service.verify()
-        show_verify(self.console, report)
-        commands = [command.format(org=organization_id) for command in self.commands]
-        self.console.print()
-        say(self.console, "The database stays: ", (self.target.shown, "bold"))
-        if self.target.url.password:
-            say(self.console, "Look at it, with AGENTCREDITS_DATABASE_URL naming the database:")
+        report = self.service.verify(organization_id)
+        if report.ok:
+            seen = f"{count_text(report.accounts, 'account')}, {count_text(report.transactions, 'ledger row')}"
+            self._say("verify: ", ("clean", "green"), f" ({seen}; every counter equals what its rows say)")
         else:
-            say(self.console, "Look at it:")
-        for command in commands:
-            say(self.console, "  ", (command, "cyan"))
+            show_verify(self.console, report)
         return {
-            "database": self.target.shown,
             "organization_id": organization_id,
-            "steps": self._steps,
-            "transactions": service.list_transactions(organization_id).items,
+            "picture": self._picture,
+            "events": self._events,
+            "dry_runs": self._plans,
+            "summary": summary,
             "balance": balance,
+            "limits": [limit_data(limit) for limit in self.service.list_limits(organization_id)],
             "verify": verify_data(report),
-            "commands": commands,
         }
 
-    def _rows(self, service: SyncCreditService, organization_id: str) -> list[Told]:
-        """The ledger's rows, the holds that were given back, and the refusals, in the order of time."""
-        rows = list(self._refusals)
-        category_of = {grant.id: grant.category.value for grant in service.list_grants(organization_id)}
-        for entry in service.list_transactions(organization_id):
-            category = category_of.get(entry.grant_id or "")
-            rows.append(
-                Told(
-                    entry.created_at,
-                    entry.seq,
-                    f"{category} grant" if category else action_text(entry.agent_type, entry.action),
-                    "granted" if category else "charged",
-                    f"{entry.amount:+,f}",
-                    entry.balance_after,
-                )
-            )
-        rows.sort(key=lambda row: (row.at, row.seq or 0))
-        for hold in service.list_reservations(organization_id, states=[ReservationState.RELEASED]):
-            settled_at = hold.settled_at or hold.created_at
-            before = [row for row in rows if row.at <= settled_at]
-            rows.insert(
-                len(before),
-                Told(
-                    settled_at,
-                    None,
-                    action_text(hold.agent_type, hold.action),
-                    "given back",
-                    f"held {credits_text(hold.amount)}",
-                    before[-1].balance_after,
-                ),
-            )
-        return rows
+    def _text_columns(self) -> int:
+        width = min(self.console.width, LINE_COLUMNS) - len(INDENT) - FACT_COLUMNS
+        return max(width, LEAST_TEXT_COLUMNS)
 
-    def _tell_task(self, role: str, answer: str) -> None:
-        """One finished task of a crew."""
+    def _pause(self) -> None:
         if self.console.is_terminal:
             time.sleep(PAUSE_SECONDS)
-        say(self.console, "   ", (f"{role}: ", "dim"), answer)
 
-    @contextmanager
-    def _working(self, words: str) -> Iterator[None]:
-        """A spinner on a terminal; nothing in a pipe or file."""
-        if not self.console.is_terminal:
-            yield
-            return
-        with self.console.status(words):
-            yield
+    def _say(self, *parts: str | tuple[str, str]) -> None:
+        say(self.console, *parts)
 
 
 def _free_name(service: SyncCreditService) -> str:

@@ -16,8 +16,8 @@ from agentcredits.model.answers import (
     VerifyReport,
 )
 from agentcredits.model.limits import Denial, DenialGroup, Limit, LimitCrossing, LimitUsage
+from agentcredits.model.prices import ActionCost, PriceChange, PriceExplanation, PriceStep
 from agentcredits.model.records import (
-    ActionCost,
     Allocation,
     Balance,
     CreditGrant,
@@ -58,6 +58,9 @@ __all__ = [
     "Overage",
     "Page",
     "PlannedAction",
+    "PriceChange",
+    "PriceExplanation",
+    "PriceStep",
     "Pricing",
     "Quote",
     "QuoteLine",

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from agentcredits.amounts import from_micros
+from agentcredits.model.prices import PriceStep
 from agentcredits.model.records import MicrosAsCredits
 
 T = TypeVar("T")
@@ -68,12 +69,14 @@ class PlannedAction:
 
 @dataclass(frozen=True, slots=True)
 class QuoteLine(MicrosAsCredits):
-    """One priced line of a quote."""
+    """One priced line of a quote; the arithmetic and US dollars are known where a price rule made it."""
 
     agent_type: str
     action: str
     quantity: Decimal
     amount_micros: int
+    steps: tuple[PriceStep, ...] = ()
+    usd: Decimal | None = None
 
     @property
     def amount(self) -> Decimal:

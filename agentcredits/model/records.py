@@ -1,4 +1,4 @@
-"""What the ledger holds: balances, grants, rows, reservations, prices."""
+"""What the ledger holds: balances, grants, rows, reservations."""
 
 from __future__ import annotations
 
@@ -315,18 +315,3 @@ class ReservationRecord(MicrosAsCredits):
     def requested(self) -> Decimal | None:
         """Credits that the settlement asked for; None while open or after a release."""
         return None if self.requested_micros is None else from_micros(self.requested_micros)
-
-
-@dataclass(frozen=True, slots=True)
-class ActionCost(MicrosAsCredits):
-    """One row of ``agent_action_costs``: a flat price in credits. ``organization_id`` '' is the default."""
-
-    organization_id: str
-    agent_type: str
-    action: str
-    cost: Decimal
-    valid_from: datetime
-    valid_until: datetime | None = None
-    free: bool = False
-    source: str | None = None
-    created_at: datetime | None = None

@@ -40,6 +40,7 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     known = stored_answer(ledger, operation)
     if known is not None:
         return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
+    refuse_unpriced(operation)
     account = known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
@@ -82,6 +83,16 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
         limits.book(ledger, row, now)
     remember(ledger, operation, now)
     return Outcome(row)
+
+
+def refuse_unpriced(operation: ops.Spending) -> None:
+    """What was found before posting is raised when the key has no answer, unless mode "observe" lets it pass.
+
+    Raises:
+        CreditsError: that refusal.
+    """
+    if operation.would_refuse is not None and not operation.observe:
+        raise operation.would_refuse
 
 
 def admit(

@@ -19,7 +19,7 @@ from agentcredits.model import (
 )
 from agentcredits.rules import burn_down, limits, refusals
 from agentcredits.rules import operations as ops
-from agentcredits.rules.charges import admit, merge
+from agentcredits.rules.charges import admit, merge, refuse_unpriced
 from agentcredits.rules.entries import (
     account_of,
     give_back,
@@ -38,6 +38,7 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
         # A key belongs to a living attempt: after RELEASED or EXPIRED the same key makes a new hold.
         if hold.state in OPEN_STATES or _is_charged(hold):
             return Outcome(hold, replayed=is_other_call(known, operation))
+    refuse_unpriced(operation)
     account = known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []

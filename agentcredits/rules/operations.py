@@ -123,7 +123,8 @@ class Spending(KeyedOperation):
         amount_micros: How much.
         activity: What for.
         observe: Record a refusal for want of credits or room in a limit, and let the work pass uncharged.
-        would_refuse: The refusal that was found before posting (no price, a scope missing), to be recorded likewise.
+        would_refuse: The refusal that was found before posting (no price, a scope missing): raised when the key has no
+            answer yet, or (``observe``) recorded likewise.
     """
 
     amount_micros: int

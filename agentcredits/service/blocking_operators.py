@@ -9,7 +9,6 @@ from uuid import UUID
 
 from agentcredits.amounts import Amount
 from agentcredits.model import (
-    ActionCost,
     Balance,
     CreditGrant,
     Denial,
@@ -22,14 +21,14 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
-from agentcredits.service.base import BaseService
+from agentcredits.service.blocking_prices import SyncPriceMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(BaseService):
+class SyncOperatorMethods(SyncPriceMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(
@@ -224,57 +223,6 @@ class SyncOperatorMethods(BaseService):
     ) -> Balance:
         """Open an account without credits; nothing happens when it is there."""
         return self._core.run(self._core.create_account(organization_id))
-
-    def set_cost(
-        self,
-        agent_type: str,
-        action: str,
-        cost: Amount,
-        *,
-        organization_id: Id | None = None,
-        valid_from: datetime | None = None,
-        valid_until: datetime | None = None,
-        free: bool = False,
-        source: str | None = None,
-    ) -> ActionCost:
-        """Set what an action costs from now or later on; history keeps its prices.
-
-        Blocking form of :meth:`CreditService.set_cost`: same arguments, results and errors.
-        """
-        return self._core.run(
-            self._core.set_cost(
-                agent_type,
-                action,
-                cost,
-                organization_id=organization_id,
-                valid_from=valid_from,
-                valid_until=valid_until,
-                free=free,
-                source=source,
-            )
-        )
-
-    def get_cost(
-        self,
-        agent_type: str,
-        action: str,
-        *,
-        organization_id: Id | None = None,
-    ) -> ActionCost:
-        """The price that applies to an action now.
-
-        Blocking form of :meth:`CreditService.get_cost`: same arguments, results and errors.
-        """
-        return self._core.run(self._core.get_cost(agent_type, action, organization_id=organization_id))
-
-    def list_costs(
-        self,
-        organization_id: Id | None = None,
-        *,
-        all_versions: bool = False,
-    ) -> tuple[ActionCost, ...]:
-        """Prices in force or to come: the defaults, and the organization's own."""
-        return self._core.run(self._core.list_costs(organization_id, all_versions=all_versions))
 
     def sweep(
         self,

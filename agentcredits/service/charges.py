@@ -93,6 +93,7 @@ class Charges(Prices):
             action=action,
             quantity=quantity,
             dimensions=dimensions,
+            idempotency_key=idempotency_key,
         )
         return (
             yield from self.consume(
@@ -182,6 +183,7 @@ class Charges(Prices):
             action=action,
             quantity=quantity,
             dimensions=dimensions,
+            idempotency_key=idempotency_key,
         )
         return (
             yield from self.reserve(

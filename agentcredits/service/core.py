@@ -236,7 +236,9 @@ class ServiceCore(Operators):
                 dimensions=planned.dimensions,
             )
             quantity = price_rules.parse_quantity(planned.quantity)
-            lines.append(QuoteLine(planned.agent_type, planned.action, quantity, price.amount_micros))
+            lines.append(
+                QuoteLine(planned.agent_type, planned.action, quantity, price.amount_micros, price.steps, price.usd)
+            )
             activity = ops.Activity(agent_type=planned.agent_type, action=planned.action, scopes=scopes)
             operations.append(_planned(owner, price.amount_micros, activity, price.refusal))
         decision = yield from self._decide(owner, operations)

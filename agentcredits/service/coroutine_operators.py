@@ -9,7 +9,6 @@ from uuid import UUID
 
 from agentcredits.amounts import Amount
 from agentcredits.model import (
-    ActionCost,
     Balance,
     CreditGrant,
     Denial,
@@ -22,14 +21,14 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
-from agentcredits.service.base import BaseService
+from agentcredits.service.coroutine_prices import PriceMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class OperatorMethods(BaseService):
+class OperatorMethods(PriceMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`CreditService`."""
 
     async def set_limit(
@@ -288,69 +287,6 @@ class OperatorMethods(BaseService):
     ) -> Balance:
         """Open an account without credits; nothing happens when it is there."""
         return await self._core.arun(self._core.create_account(organization_id))
-
-    async def set_cost(
-        self,
-        agent_type: str,
-        action: str,
-        cost: Amount,
-        *,
-        organization_id: Id | None = None,
-        valid_from: datetime | None = None,
-        valid_until: datetime | None = None,
-        free: bool = False,
-        source: str | None = None,
-    ) -> ActionCost:
-        """Set what an action costs from now or later on; history keeps its prices.
-
-        Args:
-            agent_type: Or ``"*"``: every agent type.
-            action: Or ``"*"``: every action.
-            cost: Credits for one; 0 only with ``free=True``.
-            organization_id: Only for this organization; None: the default for all.
-            valid_from: From when; None: now.
-            valid_until: Until when (exclusive), after which the price before is in force again; None: until replaced.
-            free: The action costs nothing, on purpose.
-            source: Where the price comes from.
-
-        Raises:
-            InvalidAmountError: no amount.
-        """
-        return await self._core.arun(
-            self._core.set_cost(
-                agent_type,
-                action,
-                cost,
-                organization_id=organization_id,
-                valid_from=valid_from,
-                valid_until=valid_until,
-                free=free,
-                source=source,
-            )
-        )
-
-    async def get_cost(
-        self,
-        agent_type: str,
-        action: str,
-        *,
-        organization_id: Id | None = None,
-    ) -> ActionCost:
-        """The price that applies to an action now.
-
-        Raises:
-            UnpricedActionError: none does.
-        """
-        return await self._core.arun(self._core.get_cost(agent_type, action, organization_id=organization_id))
-
-    async def list_costs(
-        self,
-        organization_id: Id | None = None,
-        *,
-        all_versions: bool = False,
-    ) -> tuple[ActionCost, ...]:
-        """Prices in force or to come: the defaults, and the organization's own."""
-        return await self._core.arun(self._core.list_costs(organization_id, all_versions=all_versions))
 
     async def sweep(
         self,

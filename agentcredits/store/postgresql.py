@@ -26,8 +26,9 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg as psycopg_
 from sqlalchemy.exc import DBAPIError
 
 from agentcredits.errors import ConfigurationError
+from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, Opened, RowLike, StoreDialect, Write, on_conflict_add
-from agentcredits.store.tables import ExactNumeric, UtcDateTime, credit_accounts, credit_grants
+from agentcredits.store.tables import credit_accounts, credit_grants
 
 
 class PostgreSQLDialect(StoreDialect):

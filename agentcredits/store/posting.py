@@ -19,9 +19,9 @@ from agentcredits.rules.operations import Operation
 from agentcredits.rules.posting import Outcome, decide
 from agentcredits.rules.state import Ledger, Row
 from agentcredits.store import limit_records, loading, records
+from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
-    UtcDateTime,
     credit_accounts,
     credit_denials,
     credit_grants,

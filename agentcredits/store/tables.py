@@ -7,22 +7,17 @@ an operator can edit it with plain SQL.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
-    Dialect,
+    Date,
     ForeignKeyConstraint,
     Index,
     Integer,
-    MetaData,
-    Numeric,
     PrimaryKeyConstraint,
     String,
     Table,
@@ -32,91 +27,26 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
-NAMING: Final = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
+from agentcredits.store import columns
+from agentcredits.store.columns import COUNTED, ID, KEY, SCOPE, WORD, ExactNumeric, UtcDateTime, micros, one_of
+from agentcredits.store.media_tables import media_batches, media_breakers, media_jobs
 
-metadata = MetaData(naming_convention=NAMING)
+metadata: Final = columns.metadata
 
 #: Alembic's own bookkeeping, apart from a host application's.
 VERSION_TABLE: Final = "agentcredits_alembic_version"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware datetimes in UTC: TIMESTAMPTZ, and on SQLite (which has no zones) the UTC wall clock as text."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the driver: UTC."""
-        if value is None:
-            return None
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the driver: aware, in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class ExactNumeric(TypeDecorator[Decimal]):
-    """NUMERIC(20, 6); on SQLite exact text, because its NUMERIC is a binary float.
-
-    A value read is a Decimal on PostgreSQL and text on SQLite: whatever an operator typed there reaches
-    ``agentcredits.amounts`` unchanged.
-    """
-
-    impl = Numeric(20, 6)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """TEXT on SQLite, NUMERIC elsewhere."""
-        if dialect.name == "sqlite":
-            return dialect.type_descriptor(Text())
-        return dialect.type_descriptor(Numeric(20, 6))
-
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        """To the driver: plain digits on SQLite."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return f"{value:f}"
-
-
-ID: Final = String(64)
-SCOPE: Final = String(255)
-#: What a limit counts by: a scope id, or ``agent_type.action``.
-COUNTED: Final = String(511)
-KEY: Final = String(255)
-WORD: Final = String(32)
-
-
-def _micros(name: str, *, default: int | None = 0) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
-
-
-def _one_of(column: str, *values: str) -> str:
-    return f"{column} IN ({', '.join(repr(value) for value in values)})"
-
 
 credit_accounts = Table(
     "credit_accounts",
     metadata,
     Column("organization_id", SCOPE, nullable=False),
-    _micros("granted_micros"),
-    _micros("scheduled_micros"),
-    _micros("spent_micros"),
-    _micros("reserved_micros"),
-    _micros("expired_micros"),
-    _micros("voided_micros"),
+    micros("granted_micros"),
+    micros("scheduled_micros"),
+    micros("spent_micros"),
+    micros("reserved_micros"),
+    micros("expired_micros"),
+    micros("voided_micros"),
     Column("last_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("next_due_at", UtcDateTime),
     Column("last_posted_at", UtcDateTime, nullable=False),
@@ -137,11 +67,11 @@ credit_grants = Table(
     Column("id", ID, nullable=False),
     Column("status", WORD, nullable=False),
     Column("is_open", Boolean, nullable=False, server_default=true()),
-    _micros("amount_micros", default=None),
-    _micros("spent_micros"),
-    _micros("held_micros"),
-    _micros("expired_micros"),
-    _micros("voided_micros"),
+    micros("amount_micros", default=None),
+    micros("spent_micros"),
+    micros("held_micros"),
+    micros("expired_micros"),
+    micros("voided_micros"),
     Column("category", WORD, nullable=False),
     Column("priority", Integer, nullable=False, server_default=text("50")),
     Column("effective_at", UtcDateTime, nullable=False),
@@ -151,8 +81,8 @@ credit_grants = Table(
     Column("source", SCOPE),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
-    CheckConstraint(_one_of("status", "scheduled", "active", "expired", "voided"), name="status"),
-    CheckConstraint(_one_of("category", "paid", "promotional", "plan", "adjustment"), name="category"),
+    CheckConstraint(one_of("status", "scheduled", "active", "expired", "voided"), name="status"),
+    CheckConstraint(one_of("category", "paid", "promotional", "plan", "adjustment"), name="category"),
     CheckConstraint(
         "amount_micros > 0 AND spent_micros >= 0 AND held_micros >= 0 AND expired_micros >= 0 AND voided_micros >= 0"
         " AND spent_micros + held_micros + expired_micros + voided_micros <= amount_micros",
@@ -174,7 +104,7 @@ credit_reservations = Table(
     Column("organization_id", SCOPE, nullable=False),
     Column("id", ID, nullable=False),
     Column("state", WORD, nullable=False),
-    _micros("amount_micros", default=None),
+    micros("amount_micros", default=None),
     Column("allocations", Text, nullable=False),
     Column("pricing", WORD, nullable=False, server_default=text("'priced'")),
     Column("agent_type", SCOPE),
@@ -192,8 +122,8 @@ credit_reservations = Table(
     Column("expires_at", UtcDateTime, nullable=False),
     Column("settled_at", UtcDateTime),
     Column("requested_micros", BigInteger),
-    _micros("charged_micros"),
-    _micros("uncollected_micros"),
+    micros("charged_micros"),
+    micros("uncollected_micros"),
     Column("transaction_id", ID),
     Column("late", Boolean, nullable=False, server_default=false()),
     Column("reason", Text),
@@ -205,8 +135,8 @@ credit_reservations = Table(
     Column("observed", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
-    CheckConstraint(_one_of("state", "active", "unknown", "committed", "released", "expired"), name="state"),
-    CheckConstraint(_one_of("pricing", "priced", "free", "unpriced"), name="pricing"),
+    CheckConstraint(one_of("state", "active", "unknown", "committed", "released", "expired"), name="state"),
+    CheckConstraint(one_of("pricing", "priced", "free", "unpriced"), name="pricing"),
     CheckConstraint("amount_micros >= 0 AND charged_micros >= 0 AND uncollected_micros >= 0", name="amounts"),
 )
 Index(
@@ -224,8 +154,8 @@ credit_transactions = Table(
     Column("seq", BigInteger, nullable=False),
     Column("id", ID, nullable=False),
     Column("type", WORD, nullable=False),
-    _micros("amount_micros", default=None),
-    _micros("balance_after_micros", default=None),
+    micros("amount_micros", default=None),
+    micros("balance_after_micros", default=None),
     Column("created_at", UtcDateTime, nullable=False),
     Column("agent_type", SCOPE),
     Column("action", SCOPE),
@@ -237,13 +167,13 @@ credit_transactions = Table(
     Column("grant_id", ID),
     Column("refund_of", ID),
     Column("idempotency_key", KEY),
-    _micros("uncollected_micros"),
+    micros("uncollected_micros"),
     Column("pricing", WORD, nullable=False, server_default=text("'priced'")),
     Column("late", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("organization_id", "seq"),
     UniqueConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
-    CheckConstraint(_one_of("type", "purchase", "credit", "debit", "refund", "expire", "adjust"), name="type"),
+    CheckConstraint(one_of("type", "purchase", "credit", "debit", "refund", "expire", "adjust"), name="type"),
     CheckConstraint(
         "(type = 'debit' AND amount_micros <= 0) OR (type = 'expire' AND amount_micros < 0)"
         " OR (type IN ('purchase', 'credit', 'refund') AND amount_micros > 0) OR type = 'adjust'",
@@ -274,7 +204,7 @@ credit_transaction_allocations = Table(
     Column("transaction_id", ID, nullable=False),
     Column("position", Integer, nullable=False),
     Column("grant_id", ID),
-    _micros("amount_micros", default=None),
+    micros("amount_micros", default=None),
     PrimaryKeyConstraint("organization_id", "transaction_id", "position"),
     CheckConstraint("amount_micros > 0", name="amount"),
 )
@@ -317,6 +247,8 @@ agent_action_costs = Table(
     Column("free", Boolean, nullable=False, server_default=false()),
     Column("source", SCOPE),
     Column("created_at", UtcDateTime),
+    # The day on which the price was known to be right.
+    Column("as_of", Date),
     PrimaryKeyConstraint("organization_id", "agent_type", "action", "valid_from"),
     CheckConstraint("CAST(cost AS NUMERIC) >= 0 AND CAST(cost AS NUMERIC) < 1000000000000", name="cost"),
     CheckConstraint("valid_until IS NULL OR valid_until > valid_from", name="period"),
@@ -343,10 +275,10 @@ credit_limits = Table(
     UniqueConstraint("organization_id", "scope", "scope_id", "unit", "window_text", name="uq_credit_limits_place"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
     CheckConstraint(
-        _one_of("scope", "organization", "department", "project", "user", "agent_type", "action", "run"), name="scope"
+        one_of("scope", "organization", "department", "project", "user", "agent_type", "action", "run"), name="scope"
     ),
-    CheckConstraint(_one_of("unit", "credits", "count"), name="unit"),
-    CheckConstraint(_one_of("mode", "hard", "soft"), name="mode"),
+    CheckConstraint(one_of("unit", "credits", "count"), name="unit"),
+    CheckConstraint(one_of("mode", "hard", "soft"), name="mode"),
     CheckConstraint("CAST(amount AS NUMERIC) >= 0 AND CAST(amount AS NUMERIC) < 1000000000000", name="amount"),
 )
 
@@ -405,7 +337,7 @@ credit_denials = Table(
     Column("reason", SCOPE, nullable=False),
     Column("limit_source", WORD),
     Column("message", Text, nullable=False),
-    _micros("required_micros"),
+    micros("required_micros"),
     Column("agent_type", SCOPE),
     Column("action", SCOPE),
     Column("project_id", SCOPE),
@@ -431,11 +363,13 @@ usage_rollups = Table(
     Column("project_id", SCOPE, nullable=False),
     Column("user_id", SCOPE, nullable=False),
     Column("charges", BigInteger, nullable=False),
-    _micros("charged_micros"),
-    _micros("refunded_micros"),
-    _micros("uncollected_micros"),
+    micros("charged_micros"),
+    micros("refunded_micros"),
+    micros("uncollected_micros"),
     PrimaryKeyConstraint("organization_id", "day", "bucket"),
 )
+
+MEDIA_TABLES: Final = (media_breakers, media_batches, media_jobs)
 
 #: Tables whose rows are never changed or deleted.
 APPEND_ONLY: Final = ("credit_transactions", "credit_transaction_allocations")

@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import classification
 import size
 from contestants import Blocking, Contestant, Coroutine, contestants, pgbench_rate
 
@@ -297,7 +298,13 @@ def no_goal(value: float) -> str:
     return f"{value:.2f} × | – | –"
 
 
-def report(results: dict[str, Samples], decorated: tuple[float, float], imports: dict[str, float], plan: Plan) -> str:
+def report(
+    results: dict[str, Samples],
+    decorated: tuple[float, float],
+    imports: dict[str, float],
+    classified: tuple[float, float],
+    plan: Plan,
+) -> str:
     """The whole page section."""
     lines = [
         f"Python {platform.python_version()}, {os.cpu_count()} cores, medians of {plan.rounds} alternating rounds of"
@@ -318,6 +325,7 @@ def report(results: dict[str, Samples], decorated: tuple[float, float], imports:
     for statement in others:
         costs = ratio(imports[statement], imports[base], 1.5, at_most=True)
         lines.append(f"| CPU time of `{statement}` against `{base}` | {costs} |")
+    lines.append(classification.row(classified))
     return "\n".join(lines)
 
 
@@ -351,6 +359,7 @@ def main() -> None:
         plan = Plan(rounds=1, seconds=0.4, imports=3, sizes=(1_000, 10_000))
     imports = import_costs(plan.imports)
     decorated = decorated_overhead_ns(plan.imports)
+    classified = classification.measure(plan.imports)
     with databases() as urls:
         results = {database: asyncio.run(measure(url, plan)) for database, (url,) in urls.items()}
     sizes = {}
@@ -359,7 +368,7 @@ def main() -> None:
             for url, rows in zip((small, large), plan.sizes, strict=True):
                 size.fill(url, rows)
             sizes[database] = size.measure((small, large), plan.sizes, rounds=plan.rounds, each=100)
-    text = report(results, decorated, imports, plan) + "\n\n" + size_table(sizes, plan)
+    text = report(results, decorated, imports, classified, plan) + "\n\n" + size_table(sizes, plan)
     print(text)
     if not arguments.quick:
         write_readme(text)

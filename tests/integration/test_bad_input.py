@@ -32,6 +32,8 @@ from agentcredits.errors import (
     UnpricedActionError,
 )
 from agentcredits.model import PlannedAction
+from agentcredits.rules.price_entries import PriceEntry
+from agentcredits.rules.price_rules import PriceRule
 from agentcredits.service import CreditService, SyncCreditService
 from agentcredits.store import tables
 from agentcredits.testing import FakeClock
@@ -295,6 +297,21 @@ def grant_entries(ids: Ids) -> list[Entry]:
     ]
 
 
+TWICE = [PriceEntry("A", "b", 1), PriceEntry("A", "b", 2)]
+WRONG_ENTRIES: tuple[Wrong, ...] = (
+    ("no sequence", {"entries": 5}, InvalidInputError),
+    ("a text", {"entries": "prices.toml"}, InvalidInputError),
+    ("no entries", {"entries": [{"agent_type": "A"}]}, InvalidInputError),
+    ("an action twice", {"entries": TWICE}, InvalidInputError),
+    ("a naive time", {"entries": [PriceEntry("A", "b", 1, valid_from=START.replace(tzinfo=None))]}, InvalidInputError),
+    (
+        "an end before its start",
+        {"entries": [PriceEntry("A", "b", 1, valid_from=LATER, valid_until=EARLIER)]},
+        InvalidInputError,
+    ),
+)
+
+
 def cost_entries() -> list[Entry]:
     return [
         Entry(
@@ -306,8 +323,21 @@ def cost_entries() -> list[Entry]:
                 ("free with a cost", {"free": True}, InvalidInputError),
                 ("ends before it starts", {"valid_from": LATER, "valid_until": EARLIER}, InvalidInputError),
                 ("over already", {"valid_until": START - timedelta(seconds=1)}, InvalidInputError),
+                ("a rule without a price", {"cost": {"kind": "flat"}}, InvalidInputError),
+                ("a rule of no kind", {"cost": {"kind": "auction"}}, InvalidInputError),
+                ("dollars without a rate", {"cost": PriceRule.usd(1)}, InvalidInputError),
+                ("no day", {"as_of": START}, InvalidInputError),
             ],
         ),
+        Entry(
+            "explain_cost",
+            {"agent_type": "ContentAgent", "action": "generate_content", "quantity": 1},
+            "agent_type action organization_id quantity dimensions",
+            ("agent_type", "action"),
+            [("an unpriced action", {"action": "nothing"}, UnpricedActionError)],
+        ),
+        Entry("import_costs", {"entries": []}, "organization_id", ("entries",), WRONG_ENTRIES),
+        Entry("diff_costs", {"entries": []}, "organization_id", ("entries",), WRONG_ENTRIES),
         Entry(
             "get_cost",
             {"agent_type": "ContentAgent", "action": "generate_content"},

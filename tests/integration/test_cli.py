@@ -332,7 +332,7 @@ def test_every_command_of_the_issue_is_there() -> None:
         "demo", "db upgrade", "db current", "db check", "db sql", "doctor", "grant", "grants list", "adjust", "refund",
         "void", "sweep", "reservations list", "reservations release", "bulk grant", "bulk adjust", "balance", "verify",
         "history", "usage", "limits list", "limits set", "limits remove", "limits crossings", "costs list", "costs set",
-        "observe report", "observe list",
+        "costs explain", "costs import", "costs seed", "costs seeds", "costs diff", "observe report", "observe list",
     }  # fmt: skip
 
 

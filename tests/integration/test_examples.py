@@ -81,6 +81,25 @@ beta: 1 × generate_voice by bo
 beta: 3 × research_topic by bo
 beta: 5 of 10 credits left
 """,
+    "fake_fal.py": """\
+a fake of fal; see fal_batch.py
+accepted 5, refused 1
+""",
+    "fal_batch.py": """\
+made 5 of 15; fal was called 5 times, and refused 1
+  not made: city_noon, $0.05: A wide picture of a city at noon, seen...
+  not made: harbour_noon, $0.05: A wide picture of a harbour at noon, s...
+  not made: forest_noon, $0.05: A wide picture of a forest at noon, se...
+  not made: desert_noon, $0.05: A wide picture of a desert at noon, se...
+  not made: glacier_noon, $0.05: A wide picture of a glacier at noon, s...
+  not made: city_dusk, $0.05: A wide picture of a city at dusk, seen...
+  not made: harbour_dusk, $0.05: A wide picture of a harbour at dusk, s...
+  not made: forest_dusk, $0.05: A wide picture of a forest at dusk, se...
+  not made: desert_dusk, $0.05: A wide picture of a desert at dusk, se...
+  not made: glacier_dusk, $0.05: A wide picture of a glacier at dusk, s...
+after the top-up: made 15 of 15; fal was called 15 times
+acme paid 75 credits for 15 calls; no prompt twice: True
+""",
     "departments.py": """\
 department sales reached 80% of its 100 credits
 refused by the department limit of sales: 0 credits left
@@ -88,6 +107,8 @@ sales made 10
 film made 12
 refused by the user limit of intern: 0 credits left
 the intern made 2
+run trailer reached 50% of its 50 credits
+run trailer reached 80% of its 50 credits
 refused by the run limit of trailer: 0 credits left
 the run made 5
 film: 19 charges, 190 credits
@@ -112,6 +133,7 @@ LEAVE_A_FILE = {"quickstart.py", "guide_agents.py"}
 CHARGES = {
     "bind_threads.py": {"research_topic": 4},
     "departments.py": {"generate_video": 29},
+    "fal_batch.py": {"generate_image": 15},
     "fastapi_context.py": {"generate_video": 1, "generate_content": 1},
     "session_charge.py": {"generate_video": 2},
     "session_charge_async.py": {"generate_video": 2},

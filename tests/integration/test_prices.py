@@ -293,6 +293,33 @@ def test_a_price_change_between_two_tries_is_no_other_payload(timed: SyncCreditS
     assert cost(timed, idempotency_key="k") == 1
 
 
+@pytest.mark.parametrize("kind", ["consume", "reserve"])
+def test_a_second_try_is_answered_though_the_price_is_gone(
+    service: SyncCreditService, database_url: str, kind: str
+) -> None:
+    """The key is looked at before the price; a first try without a price is refused and leaves no key."""
+
+    def attempt(key: str) -> Any:
+        call = service.consume_credits if kind == "consume" else service.reserve_credits
+        return call(organization_id=ACME, agent_type="Agent", action="act", idempotency_key=key)
+
+    service.set_cost("Agent", "act", 5)
+    first = attempt("k")
+    sql(database_url, "DELETE FROM agent_action_costs WHERE agent_type = 'Agent'")
+    again = attempt("k")
+    assert (again.id, again.replayed, again.amount) == (first.id, True, first.amount)
+    for _ in range(2):
+        with pytest.raises(UnpricedActionError, match=r"Agent\.act has no price"):
+            attempt("other")
+    with pytest.raises(UnpricedActionError):
+        service.consume_credits(organization_id="nobody", agent_type="Agent", action="act", idempotency_key="k")
+    with use_context(RequestContext(ACME, dry_run=True)), pytest.raises(UnpricedActionError):
+        attempt("k")
+    service.set_cost("Agent", "act", 6)
+    assert abs(attempt("other").amount) == 6
+    assert service.verify()
+
+
 # -- amounts -------------------------------------------------------------------------------------------------------
 
 
@@ -358,8 +385,54 @@ def test_a_cost_that_is_no_amount_is_refused(sqlite_url: str, typed: str) -> Non
             cost(service, "VoiceAgent", "generate_voice")
         assert (refusal.value.reason, bool(refusal.value.suggestions)) == ("unusable_price", True)
         assert service.get_balance(ACME).available == 10
-        with pytest.raises(InvalidAmountError, match=r"VoiceAgent\.generate_voice"):
-            service.list_costs()
+        with pytest.raises(UnpricedActionError, match="is no amount of credits"):
+            service.get_cost("VoiceAgent", "generate_voice")
+        rows = {row.agent_type: row for row in service.list_costs()}
+        assert (rows["VoiceAgent"].cost, rows.pop("VoiceAgent").problem) == (
+            None,
+            f"the cost {typed!r} is no amount of credits",
+        )
+        assert {row.problem for row in rows.values()} == {None}
+        assert cost(service, "QAAgent", "answer_question") == Decimal("0.5")
+
+
+@pytest.mark.parametrize("column", ["valid_from", "valid_until"])
+@pytest.mark.parametrize("typed", ["soon", "2026-13-45", "zzz", b"x"])
+def test_a_time_that_is_none_refuses_its_action_and_no_other(sqlite_url: str, column: str, typed: Any) -> None:
+    """SQLite takes any text as a time too: whether such a row is in force cannot be told."""
+    with SyncCreditService(sqlite_url) as service:
+        service.grant_credits(ACME, 10)
+        service.set_cost("VoiceAgent", "generate_voice", 3)
+        connection = sqlite3.connect(str(make_url(sqlite_url).database))
+        connection.execute(
+            f"UPDATE agent_action_costs SET {column} = ? WHERE action = 'generate_voice' AND source IS NULL", (typed,)
+        )
+        connection.commit()
+        connection.close()
+        service.set_cost("Agent", "act", 1)
+        with pytest.raises(UnpricedActionError, match="is no time") as refusal:
+            cost(service, "VoiceAgent", "generate_voice")
+        assert refusal.value.reason == "unusable_price"
+        problems = [row.problem for row in service.list_costs() if row.problem is not None]
+        assert len(problems) == 1
+        assert f"{column} {typed!r}" in problems[0]
+        assert cost(service, "QAAgent", "answer_question") == Decimal("0.5")
+
+
+@pytest.mark.postgres
+def test_the_infinities_of_postgresql_are_times(postgresql_url: str) -> None:
+    """An end at 'infinity' is none, a start at '-infinity' is always, and one at 'infinity' never comes."""
+    with SyncCreditService(postgresql_url, settings=Settings(price_cache_seconds=0)) as service:
+        service.grant_credits(ACME, 100)
+        sql(
+            postgresql_url,
+            "INSERT INTO agent_action_costs (agent_type, action, cost, valid_from, valid_until)"
+            " VALUES ('Agent', 'act', 4, '-infinity', 'infinity'), ('Agent', 'later', 4, 'infinity', NULL)",
+        )
+        assert cost(service) == 4
+        with pytest.raises(UnpricedActionError, match="has no price"):
+            cost(service, "Agent", "later")
+        assert len(service.list_costs()) == 10
 
 
 def test_a_rule_of_a_later_version_is_refused(service: SyncCreditService, database_url: str) -> None:

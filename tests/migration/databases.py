@@ -109,13 +109,16 @@ def configuration(connection: Connection | None, versions: Path | None = None) -
     return config
 
 
+#: The newest revision of the package.
+HEAD = store_upgrade.REVISIONS[-1]
+
 NEXT_REVISION = '''"""A next revision that rebuilds the ledger's table on SQLite."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "9000"
+down_revision = "HEAD"
 
 
 def upgrade():
@@ -136,9 +139,9 @@ def downgrade():
 
 
 def write_next_revision(folder: Path) -> Path:
-    """A folder with a revision 0003 that no release has."""
+    """A folder with a revision 9000 that no release has."""
     folder.mkdir()
-    (folder / "0003_next.py").write_text(NEXT_REVISION, encoding="utf-8")
+    (folder / "9000_next.py").write_text(NEXT_REVISION.replace("HEAD", HEAD), encoding="utf-8")
     return folder
 
 

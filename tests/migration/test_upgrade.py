@@ -35,6 +35,7 @@ from agentcredits.store.upgrade import (
 )
 from agentcredits.testing import START, FakeClock
 from tests.migration.databases import (
+    HEAD,
     catalogue,
     configuration,
     create_declared,
@@ -305,13 +306,13 @@ def test_a_newer_schema_asks_for_a_newer_package(empty_engine: Engine) -> None:
 def test_an_old_schema_names_the_exact_command(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database of an earlier release is told from one of a later release."""
     upgrade_database(empty_engine)
-    monkeypatch.setattr(store_upgrade, "REVISIONS", ("0001", "0002", "0003"))
-    monkeypatch.setattr(store_upgrade, "EXPECTED_REVISION", "0003")
+    monkeypatch.setattr(store_upgrade, "REVISIONS", (*store_upgrade.REVISIONS, "9000"))
+    monkeypatch.setattr(store_upgrade, "EXPECTED_REVISION", "9000")
     with empty_engine.connect() as connection, pytest.raises(SchemaError) as caught:
         require_schema(connection, url="sqlite:///x.db")
     assert caught.value.reason == "schema_old"
     assert caught.value.message.endswith(
-        "is at revision 0002, this version needs 0003: run `agentcredits db upgrade --database sqlite:///x.db`."
+        f"is at revision {HEAD}, this version needs 9000: run `agentcredits db upgrade --database sqlite:///x.db`."
     )
 
 
@@ -389,8 +390,8 @@ def test_autogenerate_writes_the_next_revision_in_plain_types(
     (tmp_path / "versions").mkdir()
     config = configuration(None, tmp_path / "versions")
     config.set_main_option("sqlalchemy.url", empty_url.replace("%", "%%"))
-    command.revision(config, "lost table", autogenerate=True, rev_id="0003", version_path=str(tmp_path / "versions"))
-    written = (tmp_path / "versions" / "0003_lost_table.py").read_text(encoding="utf-8")
+    command.revision(config, "lost table", autogenerate=True, rev_id="9000", version_path=str(tmp_path / "versions"))
+    written = (tmp_path / "versions" / "9000_lost_table.py").read_text(encoding="utf-8")
     assert "sa.Column('valid_from', sa.DateTime(timezone=True), nullable=False)" in written
     assert """sa.Column('cost', sa.Numeric(20, 6).with_variant(sa.Text(), "sqlite"), nullable=False)""" in written
     assert "agentcredits" not in written
@@ -413,7 +414,7 @@ def test_a_next_revision_keeps_rows_keys_and_triggers(empty_engine: Engine, tmp_
     with migration_transaction(empty_engine) as connection:
         command.upgrade(configuration(connection, versions), "head")
     with empty_engine.connect() as connection:
-        assert current_revision(connection) == "0003"
+        assert current_revision(connection) == "9000"
         assert [line for line in catalogue(connection) if line.startswith("trigger")] == triggers
         assert connection.exec_driver_sql("SELECT count(*) FROM credit_transactions").scalar_one() == 1
         if connection.dialect.name == "sqlite":
@@ -421,7 +422,7 @@ def test_a_next_revision_keeps_rows_keys_and_triggers(empty_engine: Engine, tmp_
             assert connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
 
     with migration_transaction(empty_engine) as connection:
-        command.downgrade(configuration(connection, versions), "0002")
+        command.downgrade(configuration(connection, versions), HEAD)
     with empty_engine.connect() as connection:
         assert check_schema(connection) == []
         assert [line for line in catalogue(connection) if line.startswith("trigger")] == triggers
@@ -473,3 +474,20 @@ def test_usage_is_filled_from_the_ledger_that_is_there(empty_engine: Engine) -> 
 def usage_rows(engine: Engine) -> Sequence[Row[Any]]:
     with engine.connect() as connection:
         return connection.execute(usage_rollups.select().order_by(*usage_rollups.c)).all()
+
+
+def test_the_dates_of_prices_come_without_touching_them(empty_engine: Engine) -> None:
+    """Prices of a database of the second revision stay as they are, without a day; back again nothing is lost."""
+    with migration_transaction(empty_engine) as connection:
+        command.upgrade(configuration(connection), "0002")
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE agent_action_costs SET cost = '7' WHERE agent_type = 'QAAgent'")
+        before = connection.exec_driver_sql("SELECT * FROM agent_action_costs ORDER BY action").fetchall()
+    upgrade_database(empty_engine)
+    with SyncCreditService(empty_engine) as service:
+        assert {price.as_of for price in service.list_costs()} == {None}
+        assert service.get_cost("QAAgent", "answer_question").cost == 7
+    with migration_transaction(empty_engine) as connection:
+        command.downgrade(configuration(connection), "0002")
+    with empty_engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM agent_action_costs ORDER BY action").fetchall() == before

@@ -131,3 +131,9 @@ def test_the_command_line_upgrades_and_checks_postgresql(clean: Path, pg_server_
     """The same on PostgreSQL."""
     with fresh_postgresql(pg_server_url) as url:
         check_database(clean, url)
+
+
+def test_the_price_lists_travel_in_the_wheel(clean: Path) -> None:
+    """Data files are found where there is no checkout."""
+    listed = json.loads(run(clean / "bin" / "agentcredits", "costs", "seeds", "--json", cwd=clean))
+    assert "studio-models" in {row["name"] for row in listed["items"]}

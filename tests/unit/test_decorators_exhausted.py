@@ -198,8 +198,32 @@ def test_parameters_leave_self_out_and_show_defaults(service: SyncCreditService)
 
     plan = Agent().set_context(ACME).video("a", "b", prompt="c")
     assert isinstance(plan, DryRunResult)
-    assert dict(plan.parameters) == {"shots": ("a", "b"), "size": "hd", "rest": {"prompt": "c"}}
+    assert dict(plan.parameters) == {"shots": ("a", "b"), "size": "hd", "prompt": "c"}
     assert plan.prompt == "c"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        ({"image_description": "tea", "size": 512}, "tea"),
+        ({"first": "tea", "second": "coffee"}, None),
+        ({"prompt": None, "style": "wild"}, None),
+        ({}, None),
+    ],
+)
+def test_the_only_text_among_the_arguments_is_the_prompt(
+    service: SyncCreditService, arguments: dict[str, Any], prompt: str | None
+) -> None:
+    """Tools have other names for it; of two texts none is guessed."""
+
+    @consume_credits("Agent", "video", on_exhausted="dry_run", service=service)
+    def video(**given: Any) -> str:
+        return "real"
+
+    with use_context(ACME):
+        plan = video(**arguments)
+    assert isinstance(plan, DryRunResult)
+    assert (plan.parameters, plan.prompt) == (arguments, prompt)
 
 
 # -- dry runs --------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from sqlalchemy.exc import OperationalError
 from agentcredits import SyncCreditService
 from agentcredits.errors import ConfigurationError
 from agentcredits.store import dialects
+from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import Write, dialect_of, is_memory, make_engine, normalise_url
-from agentcredits.store.tables import ExactNumeric, UtcDateTime, credit_accounts
+from agentcredits.store.tables import credit_accounts
 
 
 def engine_for(url: str, **changes: Any) -> Engine:

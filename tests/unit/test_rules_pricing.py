@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from agentcredits.amounts import MAX_AMOUNT_MICROS, from_micros
-from agentcredits.errors import InvalidAmountError, UnpricedActionError
+from agentcredits.errors import InvalidAmountError, InvalidInputError, UnpricedActionError
 from agentcredits.model import Pricing
+from agentcredits.rules.price_rules import PriceRule
 from agentcredits.rules.pricing import MAX_QUANTITY, CostRow, choose, parse_quantity, price
 from agentcredits.testing import START as NOW
 
@@ -25,8 +26,16 @@ def row(organization_id: str = "", agent_type: str = "Agent", action: str = "act
     return CostRow(organization_id, agent_type, action, **arguments)
 
 
-def priced(found: CostRow | None, quantity: str = "1", *, record_unpriced: bool = False) -> Any:
-    return price(found, agent_type="Agent", action="act", quantity=Decimal(quantity), record_unpriced=record_unpriced)
+def priced(found: CostRow | None, quantity: str = "1", *, record_unpriced: bool = False, dimensions: Any = None) -> Any:
+    return price(
+        found,
+        agent_type="Agent",
+        action="act",
+        quantity=Decimal(quantity),
+        dimensions=dimensions,
+        at=NOW,
+        record_unpriced=record_unpriced,
+    )
 
 
 # -- which row -----------------------------------------------------------------------------------------------------
@@ -164,6 +173,107 @@ def test_a_rule_that_is_not_known_is_not_charged_by_the_flat_cost() -> None:
     with pytest.raises(UnpricedActionError) as refusal:
         priced(row(cost=5, rule="{}"))
     assert refusal.value.reason == "unknown_price_rule"
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------
+
+PER_SECOND = PriceRule.flat("0.1", per="duration")
+
+
+def ruled(rule: PriceRule, **changes: Any) -> CostRow:
+    return row(cost=0, rule=rule.as_json(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("duration", "quantity", "micros"),
+    [(5, "1", 500_000), (5, "3", 1_500_000), ("0.000015", "1", 2), (1, "0.000001", 1)],
+)
+def test_a_rule_is_evaluated_times_the_quantity_and_rounded_up_once(duration: Any, quantity: str, micros: int) -> None:
+    """0.1 credits per second; what is not zero never becomes zero."""
+    assert priced(ruled(PER_SECOND), quantity, dimensions={"duration": duration}).amount_micros == micros
+
+
+def test_the_last_steps_tell_the_quantity_and_the_rounding() -> None:
+    """So that the arithmetic ends at what is charged."""
+    found = priced(ruled(PER_SECOND), "0.333333", dimensions={"duration": "0.00005"})
+    assert [str(step) for step in found.steps] == [
+        "0.1 credits per duration × 0.00005 = 0.000005 credits",
+        "0.000005 credits × quantity 0.333333 = 0.000001666665 credits",
+        "rounded up to the micro-credit: 0.000002 credits",
+    ]
+    assert found.amount == found.steps[-1].amount
+
+
+def test_dollars_and_the_day_are_handed_on() -> None:
+    """What the list says in USD, times the quantity; the row's day, or the one on which it was set."""
+    rule = PriceRule.usd("0.05", credits_per_usd=100)
+    found = priced(ruled(rule, as_of=date(2026, 1, 1)), "3")
+    assert (found.amount, found.usd, found.as_of) == (15, Decimal("0.15"), date(2026, 1, 1))
+    assert priced(ruled(rule, created_at=NOW)).as_of == NOW.date()
+    assert priced(row(as_of=date(2026, 1, 1))).as_of == date(2026, 1, 1)
+
+
+def test_a_refusal_of_a_rule_names_the_action_and_the_dimension() -> None:
+    """The rule knows dimensions, the row knows whose price it is: the error has both."""
+    with pytest.raises(
+        UnpricedActionError, match=r"^Agent\.act: the price depends on the dimension duration"
+    ) as refusal:
+        priced(ruled(PER_SECOND))
+    assert refusal.value.reason == "missing_dimension"
+    assert refusal.value.context == {"agent_type": "Agent", "action": "act", "dimension": "duration"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason", "words"),
+    [
+        ('{"kind":"flat","credits":-1}', "unusable_price", "credits: -1 must not be negative"),
+        ('{"kind":"usd","usd":1}', "unusable_price", "credits_per_usd: it is missing"),
+        ("nonsense", "unusable_price", "no JSON"),
+        (b"{}", "unusable_price", "JSON text, not bytes"),
+        (5, "unusable_price", "JSON text, not int"),
+        ('{"kind":"flat","credits":1,"version":2}', "unknown_price_rule", "version"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_refuses_its_action(rule: Any, reason: str, words: str) -> None:
+    """Fail closed: the flat cost beside it is not charged instead."""
+    with pytest.raises(UnpricedActionError, match=r"Agent\.act") as refusal:
+        priced(row(cost=5, rule=rule))
+    assert refusal.value.reason == reason
+    assert words in refusal.value.message
+
+
+def test_a_rule_that_comes_to_zero_is_free_only_where_the_row_says_so() -> None:
+    """As a flat 0."""
+    rule = PriceRule.table(["m"], [{"m": "a", "credits": 0}, {"m": "b", "credits": 1}])
+    with pytest.raises(UnpricedActionError) as refusal:
+        priced(ruled(rule), dimensions={"m": "a"})
+    assert refusal.value.reason == "zero_price_not_free"
+    assert priced(ruled(rule, free=True), dimensions={"m": "a"}).pricing is Pricing.FREE
+    assert priced(ruled(rule, free=True), dimensions={"m": "b"}).amount_micros == 1_000_000
+
+
+def test_a_rule_beyond_an_amount_is_refused() -> None:
+    """Never wrapped, never clamped."""
+    with pytest.raises(InvalidAmountError) as refusal:
+        priced(ruled(PriceRule.flat(10**12, per="duration")), dimensions={"duration": 10**12})
+    assert refusal.value.reason == "too_large"
+
+
+def test_dimensions_that_are_no_mapping_are_refused() -> None:
+    """Not a matter of prices: a wrong argument."""
+    with pytest.raises(InvalidInputError, match="dimensions must be a mapping"):
+        priced(ruled(PER_SECOND), dimensions=["duration", 5])
+
+
+def test_a_row_whose_times_cannot_be_told_refuses_its_action() -> None:
+    """It may be the one in force: charging another row would be a guess. Others' rows are not touched by it."""
+    broken = row("acme", valid_from=NOW + DAY, problem="valid_from 'soon' is no time")
+    older, default = row("acme"), row("")
+    assert choose([older, broken, default], NOW) is broken
+    assert choose([default, row("", "*", "*", problem="x")], NOW) is default
+    with pytest.raises(UnpricedActionError, match="'soon' is no time") as refusal:
+        priced(broken)
+    assert refusal.value.reason == "unusable_price"
 
 
 # -- quantities ----------------------------------------------------------------------------------------------------

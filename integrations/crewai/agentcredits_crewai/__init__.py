@@ -11,11 +11,11 @@ except ImportError as error:
         'agentcredits_crewai needs CrewAI 1.15.19 or newer: run  pip install "agentcredits[crewai]"'
     ) from error
 
+from agentcredits import RunSummary, SummaryLine
 from agentcredits_crewai.credited import CreditedCrew, credited
 from agentcredits_crewai.errors import CrewCreditLimitExceeded, CrewInsufficientCredits, CrewMissingContext
 from agentcredits_crewai.hooks import require_credits
 from agentcredits_crewai.runs import Run
-from agentcredits_crewai.summary import RunSummary, SummaryLine
 from agentcredits_crewai.tools import meter
 
 __all__ = [

@@ -6,9 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from crewai import Crew
@@ -22,10 +20,11 @@ from agentcredits import (
     MissingContextError,
     RequestContext,
     SyncCreditService,
+    agreed_context,
     current_context,
 )
 from agentcredits_crewai import hooks
-from agentcredits_crewai.runs import RUN, Rate, Run, Terms
+from agentcredits_crewai.runs import Run, Terms, run_here
 
 T = TypeVar("T", bound=Crew | Flow[Any])
 
@@ -41,7 +40,7 @@ def credited(
     tools: Mapping[str, str] | Literal["all"] | None = None,
     on_denied: Literal["stop", "fallback", "tool_failure"] = "stop",
     agent_type: str | None = None,
-    rate: Rate | None = None,
+    rate: Callable[[Mapping[str, int]], Any] | None = None,
     context: RequestContext | Callable[[Mapping[str, Any]], RequestContext | None] | None = None,
     service: SyncCreditService | None = None,
     on_run: Callable[[Run], object] | None = None,
@@ -151,7 +150,7 @@ def _newest_run(crew: Any) -> Run | None:
 
 def _begin(crew: Any, inputs: Any) -> Run | None:
     """A new run; None when the crew calls its own start inside a run."""
-    outer = RUN.get()
+    outer = run_here()
     if outer is not None and outer.owner is crew and not outer.is_over:
         return None
     terms: Terms = crew._agentcredits
@@ -161,41 +160,18 @@ def _begin(crew: Any, inputs: Any) -> Run | None:
             f"the context asks for a dry run, and the LLM calls of this {type(crew).__name__} would be charged.",
             context={"action": terms.llm_action},
         )
-    run = Run(crew, terms, _capped(context, terms.max_credits), outer)
+    run = Run(crew, terms, context.capped(terms.max_credits), outer)
     terms.runs[:] = [*terms.runs[-7:], run]
     return run
 
 
 def _payer(terms: Terms, inputs: Mapping[str, Any]) -> RequestContext:
-    active, given = current_context(), terms.context
-    if callable(given):
-        chosen = given(inputs)
-        if chosen is None:
-            raise MissingContextError("context= of credited() names nobody who pays for these inputs.")
-        return chosen
-    known = given or terms.captured
-    context = given or active or terms.captured
-    if context is None:
-        raise MissingContextError(
-            "this crew is credited, but no RequestContext is active: enter use_context(RequestContext(...)) around "
-            "the kickoff, or pass context= to credited()."
-        )
-    if known is not None and active is not None and known.organization_id != active.organization_id:
-        raise MissingContextError(
-            f"use_context is active for organization {active.organization_id}, but this crew was credited for "
-            f"{known.organization_id}: decide for one of them.",
-            reason="conflicting_contexts",
-            context={"active": active.organization_id, "credited": known.organization_id},
-        )
-    return context
-
-
-def _capped(context: RequestContext, max_credits: Any) -> RequestContext:
-    """The context with the run's id and cap; of two caps of one run, the smaller one counts."""
-    caps = [
-        cap for cap in (context.max_credits, replace(context, max_credits=max_credits).max_credits) if cap is not None
-    ]
-    return replace(context, run_id=context.run_id or str(uuid.uuid4()), max_credits=min(caps, default=None))
+    if not callable(terms.context):
+        return agreed_context(terms.context, terms.captured)
+    chosen = terms.context(inputs)
+    if chosen is None:
+        raise MissingContextError("context= of credited() names nobody who pays for these inputs.")
+    return chosen
 
 
 def _start(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,10 +17,10 @@ from crewai.hooks.dispatch import (
     scoped_hooks,
 )
 
-from agentcredits import require_context, use_context
+from agentcredits import Place, require_context, set_place, use_context
 from agentcredits_crewai import usage
 from agentcredits_crewai.errors import CrewMissingContext
-from agentcredits_crewai.runs import CALL, RUN, WHERE, Run, Where
+from agentcredits_crewai.runs import CALL, Run, Subject, run_here
 from agentcredits_crewai.tools import action_of, is_metered, meter_tools
 
 logger = logging.getLogger("agentcredits")
@@ -42,7 +42,7 @@ def ensure_guard() -> None:
 
 
 def _guard(ctx: Any) -> None:
-    run = RUN.get()
+    run = run_here()
     subject = ctx.crew if ctx.crew is not None else ctx.flow
     if run is None:
         if _required or getattr(subject, "_agentcredits", None) is not None:
@@ -61,7 +61,7 @@ def _closed(hook: Callable[[Run, Any], None]) -> Callable[[Any], None]:
 
     @functools.wraps(hook)
     def closed(ctx: Any) -> None:
-        run = RUN.get()
+        run = run_here()
         if run is None:
             raise CrewMissingContext
         try:
@@ -74,10 +74,10 @@ def _closed(hook: Callable[[Run, Any], None]) -> Callable[[Any], None]:
     return closed
 
 
-def _place(ctx: Any, **more: Any) -> Where:
+def _place(ctx: Any, **more: Any) -> Place:
     role = getattr(ctx.agent, "role", None)
     task = getattr(ctx.task, "name", None) or (getattr(ctx.task, "description", None) or "").strip()[:60]
-    return Where(agent=role.strip() if isinstance(role, str) else None, task=task or None, **more)
+    return Place(agent=role.strip() if isinstance(role, str) else None, task=task or None, **more)
 
 
 @_closed
@@ -92,7 +92,7 @@ def _execution_start(run: Run, ctx: Any) -> None:
 
 
 @_closed
-def _pre_step(run: Run, ctx: Any) -> None:
+def _between_steps(run: Run, ctx: Any) -> None:
     del ctx
     run.check()
 
@@ -103,8 +103,7 @@ def _pre_model(run: Run, ctx: Any) -> None:
     # An earlier call of the same loop that had no POST_MODEL: it was answered with tool calls, or it failed.
     if ctx.executor is not None:
         run.settle_earlier(
-            lambda call: call.executor is ctx.executor and call.task is ctx.task,
-            lambda call: call.was_answered or len(ctx.messages) > call.messages,
+            lambda subject: subject.executor is ctx.executor and subject.task is ctx.task, len(ctx.messages)
         )
     run.check()
     if run.terms.llm_action is None:
@@ -112,14 +111,10 @@ def _pre_model(run: Run, ctx: Any) -> None:
     usage.watch(ctx.llm)
     model = getattr(ctx.llm, "model", None) or type(ctx.llm).__name__
     CALL.set(
-        run.hold(
+        run.calls.hold(
             require_context().organization_id,
-            where=_place(ctx, llm=str(model)),
-            executor=ctx.executor,
-            agent=ctx.agent,
-            task=ctx.task,
-            crew=ctx.crew,
-            messages=len(ctx.messages),
+            _place(ctx, llm=str(model)),
+            Subject(ctx.executor, ctx.agent, ctx.task, ctx.crew, len(ctx.messages)),
         )
     )
 
@@ -129,12 +124,12 @@ def _post_model(run: Run, ctx: Any) -> None:
     del ctx
     call = CALL.get()
     if call is not None:
-        run.settle(call, answered=True)
+        run.calls.settle(call, answered=True)
 
 
 @_closed
 def _pre_tool(run: Run, ctx: Any) -> None:
-    WHERE.set(_place(ctx))
+    set_place(_place(ctx))
     run.settle_answered(ctx.agent, ctx.task)
     run.check()
     tool = getattr(ctx.tool, "_original_tool", None) or ctx.tool
@@ -142,21 +137,16 @@ def _pre_tool(run: Run, ctx: Any) -> None:
         raise RuntimeError(f"tools= names {ctx.tool_name}, which came too late to be metered: wrap it in meter().")
 
 
-@_closed
-def _post_tool(run: Run, ctx: Any) -> None:
-    del ctx
-    run.check()
-
-
 def _execution_end(ctx: Any) -> None:
     """Sweep what this execution still holds. The work is over: a problem here must not cost its result."""
-    run = RUN.get()
+    run = run_here()
     if run is None:
         return
     try:
         run.settle_earlier(
-            lambda call: (ctx.crew is not None and call.crew is ctx.crew) or call.executor is ctx.flow is not None,
-            lambda call: call.was_answered,
+            lambda subject: (
+                (ctx.crew is not None and subject.crew is ctx.crew) or subject.executor is ctx.flow is not None
+            )
         )
     except Exception:
         logger.exception("agentcredits: the holds of an execution that ended are not settled yet")
@@ -164,11 +154,11 @@ def _execution_end(ctx: Any) -> None:
 
 _HOOKS: dict[InterceptionPoint, Callable[[Any], None]] = {
     InterceptionPoint.EXECUTION_START: _execution_start,
-    InterceptionPoint.PRE_STEP: _pre_step,
+    InterceptionPoint.PRE_STEP: _between_steps,
     InterceptionPoint.PRE_MODEL_CALL: _pre_model,
     InterceptionPoint.POST_MODEL_CALL: _post_model,
     InterceptionPoint.PRE_TOOL_CALL: _pre_tool,
-    InterceptionPoint.POST_TOOL_CALL: _post_tool,
+    InterceptionPoint.POST_TOOL_CALL: _between_steps,
     InterceptionPoint.EXECUTION_END: _execution_end,
 }
 
@@ -182,9 +172,9 @@ def scope(run: Run) -> Iterator[None]:
         present = hooks.setdefault(point, [])
         if hook not in present:
             present.append(hook)
-    token, call = RUN.set(run), CALL.set(None)
+    call = CALL.set(None)
     try:
-        with use_context(run.context), scoped_hooks(hooks):
+        with use_context(run.context), run.listening(), scoped_hooks(hooks):
             try:
                 yield
             except BaseException:
@@ -192,7 +182,6 @@ def scope(run: Run) -> Iterator[None]:
                 raise
     finally:
         CALL.reset(call)
-        RUN.reset(token)
 
 
 ensure_guard()

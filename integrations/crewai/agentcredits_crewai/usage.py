@@ -60,14 +60,14 @@ def _listening(counter: Any) -> Any:
     @functools.wraps(counter)
     def count(self: Any, usage: Any, *args: Any, **kwargs: Any) -> Any:
         call = CALL.get()
-        if call is None or call.is_tracking:  # a counter that calls its parent's
+        if call is None or call.is_counting:  # a counter that calls its parent's
             return counter(self, usage, *args, **kwargs)
-        call.is_tracking = True
+        call.is_counting = True
         call.unparsed = {}
         try:
             return counter(self, usage, *args, **kwargs)
         finally:
-            call.is_tracking = False
+            call.is_counting = False
             call.add(normalised(usage))
 
     setattr(count, _PATCHED, True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import agentcredits
 import agentcredits_crewai
 
+#: Tokens that are no code.
+LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 PACKAGE = Path(agentcredits_crewai.__file__).parent
 
 
@@ -25,6 +29,29 @@ def test_it_imports_public_names_only() -> None:
                 imported |= {name.name for name in node.names}
     assert imported
     assert imported <= set(agentcredits.__all__)
+
+
+def test_it_stays_thin() -> None:
+    """At most 600 lines of code, docstrings and comments apart: what other frameworks need too is in the core."""
+    lines = 0
+    for path in PACKAGE.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        skipped = (
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+            tokenize.ENDMARKER,
+        )
+        tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in skipped]
+        code = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0] if ast.get_docstring(node) is not None else None
+                code -= set(range(first.lineno, (first.end_lineno or 0) + 1)) if first is not None else set()
+        lines += len(code)
+    assert 400 < lines <= 600
 
 
 def test_without_crewai_it_says_what_to_install() -> None:

@@ -76,7 +76,7 @@ needs_crewai_tools = pytest.mark.skipif(
 )
 PROGRAMS = [pytest.param(name, marks=needs_crewai_tools if name == "dalle.py" else ()) for name in EXPECTED]
 
-#: Python imports this at its start: it writes down whom the program wants to reach beyond this machine.
+#: Python imports this at its start: it refuses, and writes down, whatever is to leave this machine.
 WATCH = """
 import os, sys
 
@@ -86,6 +86,7 @@ def watch(event, arguments):
         if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost"):
             with open(os.environ["CALLED_OUT"], "a") as out:
                 print(event, address, file=out)
+            raise ConnectionRefusedError(address)
 
 sys.addaudithook(watch)
 """
@@ -101,11 +102,14 @@ class Folder:
         self._watch.mkdir()
         (self._watch / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
         self._called_out = parent / "called-out"
+        self._home = parent / "home"
+        self._home.mkdir()
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("AGENTCREDITS_")}
         paths = [variables.pop("PYTHONPATH", ""), str(self._watch), inherited.pop("PYTHONPATH", "")]
-        environment = inherited | {"PYTHONIOENCODING": "utf-8", "CALLED_OUT": str(self._called_out)} | variables
+        environment = inherited | {"PYTHONIOENCODING": "utf-8", "HOME": str(self._home)} | variables
+        environment["CALLED_OUT"] = str(self._called_out)
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         done = subprocess.run(
             [sys.executable, *command],
@@ -177,7 +181,7 @@ def unexpected(stderr: str) -> list[str]:
 def test_without_a_database_and_crewais_switches_it_is_as_quiet(folder: Folder) -> None:
     """As a reader runs it: nothing is sent, nothing is asked, no file is left."""
     switches = ("CREWAI_DISABLE_TELEMETRY", "CREWAI_DISABLE_TRACKING", "CREWAI_DISABLE_VERSION_CHECK")
-    off = dict.fromkeys((*switches, "CREWAI_TRACING_ENABLED", "OTEL_SDK_DISABLED"), "")
+    off = dict.fromkeys((*switches, "CREWAI_TRACING_ENABLED", "OTEL_SDK_DISABLED", "CREWAI_TESTING"), "")
     done = folder.run(str(CREWAI / "flow.py"), **off)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", EXPECTED["flow.py"])
     assert folder.names == set()
@@ -191,7 +195,8 @@ def without_credits(source: str) -> str:
 
 
 def sources(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): path.read_text("utf-8") for path in root.rglob("*") if path.is_file()}
+    found = [path for path in root.rglob("*") if path.suffix in (".py", ".yaml")]
+    return {str(path.relative_to(root)): path.read_text("utf-8") for path in found}
 
 
 def run_scaffold(folder: Folder, project: Path, server: Server, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -243,7 +248,7 @@ def test_without_them_it_runs_uncharged(
     """The same report, the same two calls; agentcredits is not even imported, and there is no database to charge."""
     server.answer = lambda _body: "All about it."
     project = tmp_path / "project"
-    shutil.copytree(SCAFFOLD, project)
+    shutil.copytree(SCAFFOLD / "src", project / "src")
     for path in project.rglob("*.py"):
         path.write_text(without_credits(path.read_text(encoding="utf-8")), encoding="utf-8")
         assert "credit" not in path.read_text(encoding="utf-8")
