@@ -15,7 +15,14 @@ from typing import Any, Literal, Self, cast, get_args
 from agentcredits.amounts import Amount
 from agentcredits.context import current_context
 from agentcredits.decorators import consume_credits
-from agentcredits.errors import ConfigurationError, CreditLimitExceededError, CreditsError, InsufficientCreditsError
+from agentcredits.errors import (
+    ConfigurationError,
+    CreditLimitExceededError,
+    CreditsError,
+    InsufficientCreditsError,
+    ProviderUnavailableError,
+)
+from agentcredits.media.tool import media_tool
 from agentcredits.model import DryRunResult
 from agentcredits.run_log import at_place, current_place, current_run
 from agentcredits.service import CreditService, SyncCreditService
@@ -45,6 +52,10 @@ class ToolMeter:
             ``"stop"``: the run stops with the error.
         failure: Makes the framework's own failed result of a sentence and a code.
         service: Who books; the default service when None.
+        provider: Of a media tool, the provider that it calls ("fal", "replicate" …): its faults are understood (see
+            ``media_tool``). When the operator's account there is exhausted or locked, the tool falls back too, and
+            later calls do not ask the provider until it is probed.
+        account: Your label of the provider's account, when you have several.
 
     Raises:
         ConfigurationError: an unknown ``on_denied``, or arguments that do not fit together.
@@ -63,6 +74,8 @@ class ToolMeter:
         on_denied: OnDenied = "fallback",
         failure: Callable[[str, str], Any] = lambda sentence, _code: sentence,
         service: CreditService | SyncCreditService | None = None,
+        provider: str | None = None,
+        account: str = "",
     ) -> None:
         if on_denied not in get_args(OnDenied):
             raise ConfigurationError(f"on_denied must be one of {', '.join(get_args(OnDenied))}, not {on_denied!r}.")
@@ -71,10 +84,14 @@ class ToolMeter:
         self.is_failure = is_failure
         self.on_denied = on_denied
         self.failure = failure
-        self._price: dict[str, Any] = {"estimate": cost, "dimensions": dimensions, "service": service}
-        self._agent_type = agent_type
+        price: dict[str, Any] = {"estimate": cost, "dimensions": dimensions, "service": service}
+        self._charge: Any = functools.partial(consume_credits, agent_type, action, **price)
+        if provider is not None:
+            self._charge = functools.partial(
+                media_tool, action, agent_type=agent_type, provider=provider, account=account, **price
+            )
         self._instead: deque[Any] = deque(maxlen=64)
-        consume_credits(agent_type, action, **self._price)(lambda: None)  # checks them now
+        self._charge()(lambda: None)  # checks them now
 
     def wrap(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         """The function of the tool of that name, charged; of the same colour."""
@@ -101,14 +118,7 @@ class ToolMeter:
         stops = self.on_denied == "stop" and not (context is not None and context.dry_run)
         signed: Any = functools.partial(body)
         signed.__signature__ = inspect.signature(tool)
-        decorator: Any = consume_credits(
-            self._agent_type,
-            self.action,
-            on_exhausted="raise" if stops else instead,
-            metadata=current_place().metadata,
-            **self._price,
-        )
-        return decorator(signed)
+        return self._charge(on_exhausted="raise" if stops else instead, metadata=current_place().metadata)(signed)
 
     def came_instead(self, result: Any) -> Any:
         """Remember that this is no result."""
@@ -139,7 +149,8 @@ class _Attempt:
         if isinstance(error, _Undone):
             self.result = self.meter.came_instead(error.args[0])
             return True
-        if not isinstance(error, CreditsError) or self.has_begun or self.run is None:
+        is_refusal = not self.has_begun or isinstance(error, ProviderUnavailableError)
+        if not isinstance(error, CreditsError) or not is_refusal or self.run is None:
             return False
         # Nobody can pay, or the store is away: the run stops at the next step, which is right after this.
         if isinstance(error, InsufficientCreditsError | CreditLimitExceededError):
@@ -177,7 +188,11 @@ class _Attempt:
 
 
 def _sentence(name: str, reason: str, price: str = "") -> str:
-    why = "a credit limit is reached" if reason.startswith("limit") else "there are not enough credits for it"
-    if reason == "dry_run":
+    why = "there are not enough credits for it"
+    if reason.startswith("limit"):
+        why = "a credit limit is reached"
+    elif reason.startswith("provider"):
+        why = "its provider cannot be used at the moment"
+    elif reason == "dry_run":
         why = "this is a dry run"
     return f"{name} was not run because {why}{price}: go on without it, and say in your answer what is missing."

@@ -31,6 +31,8 @@ def meter(
     is_failure: Callable[[Any], bool] | None = None,
     on_denied: OnDenied = "fallback",
     service: CreditService | SyncCreditService | None = None,
+    provider: str | None = None,
+    account: str = "",
 ) -> T:
     """A tool that charges each call which succeeds; the one given stays as it is.
 
@@ -48,6 +50,9 @@ def meter(
         on_denied: Too few credits or a limit: ``"fallback"``; ``"tool_failure"``, which CrewAI's failure policy
             handles; or ``"stop"``: the credited crew stops with the error (without a credited crew it is raised).
         service: Who pays; the default service when None.
+        provider: Of a media tool, the provider that it calls: when the operator's account there is exhausted or
+            locked, the tool falls back too, without asking the provider again and again.
+        account: Your label of the provider's account, when you have several.
 
     Raises:
         ConfigurationError: no tool, one that is metered already, or an unknown ``on_denied``.
@@ -67,6 +72,8 @@ def meter(
         on_denied=on_denied,
         failure=lambda sentence, code: ToolFailure(message=sentence, code=code),
         service=service,
+        provider=provider,
+        account=account,
     )
     if given is cls:
         return cast(T, _metered_class(cls, lambda: metering))
@@ -77,7 +84,7 @@ def meter(
         setattr(new.func, _MARK, True)
     else:
         new.__pydantic_private__ = {**(new.__pydantic_private__ or {}), "_agentcredits": metering}
-        object.__setattr__(new, "__class__", _metered_class(cls, _no_metering))
+        object.__setattr__(new, "__class__", _metered_class(cls, type(None)))
     new.cache_function = functools.partial(_may_cache, metering, new.cache_function)
     return cast(T, new)
 
@@ -98,10 +105,6 @@ def _waited_for(run: Callable[..., Any]) -> Callable[..., Any]:
         return asyncio.run(result) if inspect.iscoroutine(result) else result
 
     return waited_for
-
-
-def _no_metering() -> None:
-    return None
 
 
 def is_metered(tool: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from crew_fakes import ACME, agent, charged, crew, left, llm, use
 from crewai import Crew
+from crewai.hooks.dispatch import HookAborted
 from crewai.tools import BaseTool, tool
 from crewai.tools.base_tool import _TOOL_TYPE_REGISTRY
 from crewai.tools.tool_failure import ToolExecutionFailedError, ToolFailure, ToolFailurePolicy
@@ -300,3 +301,39 @@ def test_a_credited_crew_stops_at_a_refused_tool(ledger: SyncCreditService, nati
     assert caught.value.context["shortfall"] == 5
     assert model.calls == 1
     assert left(ledger) == 5
+
+
+class FakeLockedError(Exception):
+    """As a provider's client raises it when the operator's account there is empty."""
+
+    status_code = 403
+    message = "User is locked. Reason: Exhausted balance. Top up your balance at fal.ai/dashboard/billing."
+
+
+@pytest.mark.parametrize("on_denied", ["fallback", "tool_failure", "stop"])
+def test_an_exhausted_provider_ends_in_a_plan_and_is_not_asked_again(
+    ledger: SyncCreditService, native: bool, on_denied: Any
+) -> None:
+    """The operator's empty account: given back, one sentence without the supplier's words, one request in all."""
+    asked: list[str] = []
+
+    @tool("draw")
+    def draw(prompt: str) -> str:
+        """Draws."""
+        asked.append(prompt)
+        raise FakeLockedError(FakeLockedError.message)
+
+    metered = meter(draw, "draw", service=ledger, provider="fal", on_denied=on_denied)
+    model = llm(*[use("draw", f'{{"prompt": "{n}"}}', native=native) for n in range(3)], native=native)
+    paid = credited(crew(model, metered), llm_action="llm_call", service=ledger)
+    with use_context(ACME):
+        if on_denied == "stop":
+            with pytest.raises(HookAborted, match="not available"):
+                paid.kickoff(inputs={"topic": "tea"})
+        else:
+            assert str(paid.kickoff(inputs={"topic": "tea"})) == "fin"
+            assert "its provider cannot be used at the moment" in model.text()
+            assert "fal.ai" not in model.text()
+    assert asked == ["0"]
+    assert left(ledger) == 100 - model.calls
+    assert model.calls == (1 if on_denied == "stop" else 4)
