@@ -187,7 +187,7 @@ class Call:
     def _plan(self, offer: Offer, reason: str, fixes: tuple[dict[str, Any], ...] = ()) -> DryRunResult:
         """What comes back instead of a result."""
         parameters = self._parameters()
-        prompt = _prompt_in(parameters)
+        prompt = prompt_in(parameters)
         return DryRunResult(
             agent_type=self._agent_type,
             action=self._meter.action,
@@ -408,7 +408,7 @@ class Bare:
         """Nothing is left."""
 
 
-def _prompt_in(parameters: Mapping[str, Any]) -> str | None:
+def prompt_in(parameters: Mapping[str, Any]) -> str | None:
     """The argument of that name, else the only text among the arguments."""
     if isinstance(parameters.get("prompt"), str):
         return str(parameters["prompt"])
