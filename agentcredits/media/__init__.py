@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentcredits.media.faults import ProviderFault, classify_provider_error, find_provider_fault
     from agentcredits.media.jobs import MediaJob
     from agentcredits.media.manifest import MediaBatchInUseError, MediaBatchNotFoundError
+    from agentcredits.media.operators import close_breaker, open_breakers
     from agentcredits.media.plans import MediaPlan
     from agentcredits.media.redaction import redact
     from agentcredits.media.rules import FaultCategory, FaultRules, load_fault_rules
@@ -48,12 +49,14 @@ __all__ = [
     "Verdict",
     "breakers_of",
     "classify_provider_error",
+    "close_breaker",
     "find_provider_fault",
     "judge",
     "load_charge_policy",
     "load_fault_rules",
     "media_tool",
     "note_provider_reference",
+    "open_breakers",
     "read_batch_file",
     "reconcile",
     "redact",
@@ -76,6 +79,7 @@ _HOMES = {
     "redaction": ("redact",),
     "rules": ("FaultCategory", "FaultRules", "load_fault_rules"),
     "breaker": ("Breakers", "OpenBreaker", "breakers_of"),
+    "operators": ("close_breaker", "open_breakers"),
     "plans": ("MediaPlan",),
     "tool": ("media_tool", "wrap"),
     "unknown": ("Reconciled", "reconcile", "resolve_unknown"),

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agentcredits._call import Call, Offer
+from agentcredits._call import Call, Offer, prompt_in
 from agentcredits.context import Surroundings, surround
 from agentcredits.errors import (
     CreditLimitExceededError,
@@ -83,7 +83,8 @@ class MediaCall(Call):
             return self._unavailable(opened.category, opened.probe_at)
         try:
             plan_instead = yield from self._reservation(self._offered)
-        except ZeroDivisionError:
+        except Exception:
+            yield from self._booked(self._breakers.give_up(meter.provider, meter.account))
             raise
         if plan_instead is not None:
             yield from self._booked(self._breakers.give_up(meter.provider, meter.account))
@@ -307,12 +308,15 @@ def _said(fault: ProviderFault | None, error: BaseException | None = None) -> st
 
 
 def _prompt(parameters: Mapping[str, Any], name: str) -> str | None:
-    """The argument of that name, or the entry of that name in one (fal's ``arguments``, Replicate's ``input``)."""
+    """The argument of that name, or the entry of that name in one (fal's ``arguments``, Replicate's ``input``).
+
+    Else what every plan takes for the prompt.
+    """
     for holder in (parameters, *_mappings(parameters)):
         value = holder.get(name)
         if isinstance(value, str):
             return value
-    return None
+    return prompt_in(parameters)
 
 
 def _mappings(parameters: Mapping[str, Any]) -> Generator[Mapping[str, Any], None, None]:

@@ -31,9 +31,12 @@ _ENDINGS: Final = {
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
-    """Write a file that is there whole or not at all, whatever happens meanwhile; an older one is replaced."""
+    """Write a file that is there whole or not at all, whatever happens meanwhile; an older one is replaced.
+
+    ``sweep_drafts`` with its stem removes what a killed process left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path.parent, "") as folder:
+    with _beside(path.parent, path.stem) as folder:
         draft = folder / path.name
         draft.write_bytes(data)
         return _move(draft, path.parent)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +32,7 @@ from agentcredits.media.manifest import (
     list_batches,
 )
 from agentcredits.model.media_batches import BatchState, JobState, MediaJobRecord
+from agentcredits.runner import presence
 from agentcredits.service import core_of
 from agentcredits.testing import FakeClock
 
@@ -468,6 +472,7 @@ def test_a_batch_that_somebody_works_on_is_refused_with_who_and_until_when(
     other = Manifest(core_of(acme), ACME, summary.batch.id)
     with other.leased(), pytest.raises(MediaBatchInUseError, match=r"is worked on by process \d+ on .+ until ") as told:
         MediaBatch.resume(acme, summary.batch.id, FakeProvider(), organization_id=ACME)
+    assert [line.state.value for line in other.jobs()] == ["done", "dry_run"], "a refused resume changed something"
     assert told.value.context["leased_by"] == other.owner
     again = MediaBatch.resume(acme, summary.batch.id, FakeProvider(), organization_id=ACME)
     assert states(again) == ["done", "done"]
@@ -495,6 +500,25 @@ def test_a_process_that_lost_its_lease_calls_nobody(sqlite_url: str) -> None:
         assert service.verify().ok
 
 
+def test_a_process_whose_lease_another_one_has_calls_nobody(sqlite_url: str) -> None:
+    """The same when the other one has not come to the job yet: the job is not even noted."""
+    clock = FakeClock()
+    with SyncCreditService(sqlite_url, clock=clock) as service, ExitStack() as stack:
+        service.grant_credits(ACME, 100)
+        service.set_cost("ImageAgent", "generate_image", 5)
+        provider = FakeProvider()
+
+        def lose_the_lease(line: MediaJob) -> Any:
+            clock.advance(timedelta(minutes=5))
+            stack.enter_context(Manifest(core_of(service), ACME, batch.id).leased())
+            return provider(line)
+
+        batch = MediaBatch(service, jobs(3), lose_the_lease, organization_id=ACME, concurrency=1)
+        with pytest.raises(MediaBatchInUseError):
+            batch.run()
+        assert (provider.calls, states(batch.status())) == (["1.0"], ["done", "planned", "planned"])
+
+
 def test_somebody_elses_settlement_by_hand_stands(start: Start, acme: SyncCreditService) -> None:
     def generate(_: MediaJob) -> None:
         raise TimeoutError
@@ -517,8 +541,24 @@ def test_a_failure_that_the_provider_bills_is_charged_and_not_repeated(start: St
 
     summary = start([job(1, provider="runway")], generate).run()
     assert [(line.state.value, line.charged) for line in summary.jobs] == [("failed", 5)]
+    # even a failure that would pass is not paid for a second time unasked
+    Manifest(core_of(acme), ACME, summary.batch.id).change(summary.jobs[0], JobState.FAILED, reason="transient")
     again = MediaBatch.resume(acme, summary.batch.id, generate, organization_id=ACME)
-    assert (again.jobs[0].attempt, acme.get_balance(ACME).spent) == (1, 5)
+    assert (again.jobs[0].attempt, again.complete, acme.get_balance(ACME).spent) == (1, True, 5)
+
+
+def test_a_signed_address_is_kept_until_its_file_is_there(start: Start, acme: SyncCreditService, folder: Path) -> None:
+    """What the file is fetched with must stay whole; afterwards no secret of it is left in the manifest."""
+    answer = {"note": "fetch with token=abcdef0123456789"}
+
+    def broken(*_: Any) -> Path:
+        raise OSError("no network")
+
+    summary = start(jobs(1), lambda _: answer, output_dir=folder, save=broken).run()
+    assert summary.jobs[0].result == answer
+    done = MediaBatch.resume(acme, summary.batch.id, FakeProvider(), organization_id=ACME)
+    assert done.jobs[0].result == {"note": "fetch with token=[redacted]"}
+    assert json.loads((folder / "001_asset_1.json").read_text()) == answer
 
 
 # -- thresholds ----------------------------------------------------------------------------------------------------
@@ -649,3 +689,16 @@ def _orphan(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE media_batches SET leased_by = 'gone/1/-/x', leased_until = '2020-01-01'"))
     engine.dispose()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
+def test_only_a_process_that_is_known_to_be_gone_counts_as_dead() -> None:
+    """A batch must not be taken from a living process, nor from one on another machine that happens to have a pid."""
+    code = "from agentcredits.runner import presence; print(presence.own_name())"
+    gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert presence.is_dead(gone)
+    assert not presence.is_dead(presence.own_name())
+    host, pid, _, unique = gone.split("/")
+    for other in (f"{host}/{pid}/elsewhere/{unique}", f"{host}/{pid}/-/{unique}", f"{host}/x", "", f"{host}/-1/-/x"):
+        assert not presence.is_dead(other)
+    assert len(gone) <= 64

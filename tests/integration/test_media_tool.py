@@ -30,8 +30,7 @@ from agentcredits import (
     media_tool,
     use_context,
 )
-from agentcredits.media import ChargePolicy, breakers_of, load_charge_policy, wrap
-from agentcredits.media.breaker import OpenBreaker
+from agentcredits.media import ChargePolicy, close_breaker, load_charge_policy, open_breakers, wrap
 from agentcredits.service import core_of
 from agentcredits.testing import FakeClock
 
@@ -140,11 +139,6 @@ def spent(ledger: SyncCreditService) -> Decimal:
     assert balance.reserved == 0
     assert ledger.verify().problems == ()
     return balance.spent
-
-
-def open_breakers(ledger: SyncCreditService) -> tuple[OpenBreaker, ...]:
-    core = core_of(ledger)
-    return core.run(breakers_of(core).list())
 
 
 # -- what happens to the credits -----------------------------------------------------------------------------------
@@ -285,6 +279,8 @@ def test_a_probe_that_cannot_be_paid_leaves_the_turn_to_others(
         ledger.grant_credits("globex", 1)
         with use_context(RequestContext("globex")):
             assert tool("a dog").reason == "insufficient_credits"
+            with pytest.raises(InsufficientCreditsError):
+                make(on_exhausted="raise")("a dog")
         assert tool("a bird") == {"url": "https://files/1.png"}
 
 
@@ -432,6 +428,28 @@ def test_a_positive_balance_lets_one_call_try(
     assert (provider.calls, len(asked), open_breakers(ledger)) == (["1", "4"], 3, ())
 
 
+def test_an_operator_opens_the_way_again(
+    make: Callable[..., Tool], ledger: SyncCreditService, provider: FakeProvider, database_url: str, clock: FakeClock
+) -> None:
+    """Topped up: the next call reaches the provider, without waiting for the probe; the async face can do it too."""
+    provider.answers = [exhausted(), exhausted()]
+    tool = make()
+
+    async def close() -> list[bool]:
+        async with CreditService(database_url, clock=clock) as service:
+            assert len(await open_breakers(service)) == 1
+            return [await close_breaker(service, "fal"), await close_breaker(service, "fal")]
+
+    with use_context(ACME):
+        assert not tool("1")
+        assert close_breaker(ledger, "fal") is True
+        assert not tool("2")
+        assert asyncio.run(close()) == [True, False]
+        clock.advance(timedelta(seconds=1))
+        assert tool("3")
+    assert provider.calls == ["1", "2", "3"]
+
+
 def test_an_account_of_its_own_has_a_breaker_of_its_own(make: Callable[..., Tool], provider: FakeProvider) -> None:
     """One empty account does not stop the other."""
     provider.answers = [exhausted()]
@@ -549,11 +567,12 @@ def test_the_enhancer_is_only_for_plans_and_free_to_fail(
 
 def test_a_fallback_may_give_something_else(make: Callable[..., Tool], provider: FakeProvider) -> None:
     """For the first failure and for the open breaker alike, None included."""
-    provider.answers = [exhausted()]
+    provider.answers = [exhausted(), exhausted()]
     with use_context(ACME):
-        assert make(on_exhausted=lambda plan: plan.reason)("a cat") == "provider_exhausted"
-        assert make(on_exhausted=lambda plan: None)("a cat") is None
-    assert len(provider.calls) == 1
+        for _ in range(2):
+            assert make(on_exhausted=lambda plan: plan.reason)("a cat") == "provider_exhausted"
+            assert make(account="second", on_exhausted=lambda plan: None)("a cat") is None
+    assert len(provider.calls) == 2
 
 
 # -- what can be a media tool --------------------------------------------------------------------------------------

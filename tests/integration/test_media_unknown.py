@@ -104,6 +104,7 @@ def test_what_it_really_cost_is_charged(ledger: SyncCreditService) -> None:
     """Less than the hold, or more if it is there."""
     wait_for(ledger, "job-1")
     assert resolve_unknown(ledger, ("fal", "job-1"), outcome="succeeded", actual="2.5").charged == Decimal("2.5")
+    assert resolve_unknown(ledger, ("fal", "job-1"), outcome="succeeded").charged == Decimal("2.5")
     wait_for(ledger, "job-2")
     assert resolve_unknown(ledger, ("fal", "job-2"), outcome="succeeded", actual=12).charged == 12
     assert spent(ledger) == (Decimal("14.5"), 0)
