@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """How old a price may be; at most one second, so that plain SQL on the table works."""
     price_max_age_days: int | None = Field(default=None, ge=1, le=36_500)
     """A price that was known to be right longer ago is warned about, once; None: never."""
+    fault_rules: Path | None = None
+    """A TOML file with rules for errors of media providers, asked before the package's own."""
     sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
     """FULL survives a power cut; NORMAL is faster and may lose the last charges then (never after a crash)."""
 

@@ -24,7 +24,7 @@ from agentcredits.media.batch_plan import (
     mark_what_fits,
 )
 from agentcredits.media.batch_prices import BatchPrices, CostQuestion, optional_micros
-from agentcredits.media.batch_run import Done, JobRunner, Task, public_job
+from agentcredits.media.batch_run import Done, JobRunner, public_job
 from agentcredits.media.batch_start import Finding, new_records, owner_of, whole_number
 from agentcredits.media.breaker import breakers_of
 from agentcredits.media.files import Save, save_result, sweep_drafts, write_atomically
@@ -387,17 +387,25 @@ class MediaBatch:
                 runner.settle_unknown(job, found.kind, found.result, "the provider did not do it")
 
     def _made(self, manifest: Manifest, runner: JobRunner, jobs: list[MediaJobRecord]) -> Iterator[Done]:
-        waiting = sorted(
-            (job for job in jobs if job.state is JobState.PLANNED), key=lambda job: (job.priority, job.number)
-        )
+        waiting = _by_urgency(job for job in jobs if job.state is JobState.PLANNED)
         refused = self._prices.refused_batch(waiting)
-        work = bind(runner)
+        every = LEASE.total_seconds() / 3
+        if self._enhance is not None:
+            plain = iter(waiting)
+
+            def next_plain() -> MediaJobRecord | None:
+                return next(plain, None)
+
+            better = run_bounded(
+                next_plain, bind(runner.enhance), workers=self._concurrency, beat=manifest.renew, every_seconds=every
+            )
+            waiting = _by_urgency(better)
+        call = bind(runner)
 
         def made(jobs: Iterable[MediaJobRecord], *, workers: int, probe: bool = False) -> Iterator[Done]:
-            tasks = (Task(job, refused or self._prices.refused(job), probe) for job in jobs)
-            every = LEASE.total_seconds() / 3
+            tasks = (runner.prepare(job, refused or self._prices.refused(job), probe=probe) for job in jobs)
             return run_bounded(
-                lambda: next(tasks, None), work, workers=workers, beat=manifest.renew, every_seconds=every
+                lambda: next(tasks, None), call, workers=workers, beat=manifest.renew, every_seconds=every
             )
 
         # A resume says that the account is served again: one job finds out before the others follow.
@@ -471,3 +479,7 @@ class MediaBatch:
 
 def _nobody_generates(job: MediaJob) -> Any:
     raise InvalidInputError(f"asset {job.asset_id} cannot be made: this batch has no generate function.")
+
+
+def _by_urgency(jobs: Iterable[MediaJobRecord]) -> list[MediaJobRecord]:
+    return sorted(jobs, key=lambda job: (job.priority, job.number))

@@ -34,10 +34,10 @@ from agentcredits.ids import check_text
 from agentcredits.media.breaker import TERMINAL, Breakers
 from agentcredits.media.faults import ProviderFault
 from agentcredits.media.files import Save, file_stem, save_atomically
-from agentcredits.media.jobs import MediaJob
+from agentcredits.media.jobs import MAX_PROMPT_LENGTH, MediaJob
 from agentcredits.media.manifest import Manifest
 from agentcredits.media.redaction import redact
-from agentcredits.media.rules import FaultCategory
+from agentcredits.media.rules import FaultCategory, rules_of
 from agentcredits.media.verdicts import judge
 from agentcredits.model import ReservationState
 from agentcredits.model.media_batches import JobState, MediaJobRecord
@@ -73,18 +73,11 @@ def note_provider_reference(reference: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A job that is dealt out.
-
-    Attributes:
-        job: Which.
-        skip: Reason and message; given, the job is not to be made.
-        probe: Whether it may find out if an account with an open breaker is served again.
-    """
+class Ready:
+    """A job whose credits are held and whose note of intent is committed: the provider is called next."""
 
     job: MediaJobRecord
-    skip: tuple[str, str] | None = None
-    probe: bool = False
+    hold: SyncReservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +89,7 @@ class Done:
 
 
 class JobRunner:
-    """Brings jobs through their life; called by several threads at once.
+    """Brings jobs through their life.
 
     Args:
         manifest: The batch's, leased.
@@ -128,31 +121,33 @@ class JobRunner:
         self._breakers = breakers
         self._account = account
 
-    def __call__(self, task: Task) -> Done:
-        """Bring one planned job as far as it goes."""
-        job = self.enhanced(task.job)
-        if task.skip is not None:
-            return Done(self._not_made(job, JobState.SKIPPED, *task.skip))
+    def prepare(self, job: MediaJobRecord, skip: tuple[str, str] | None = None, *, probe: bool = False) -> Ready | Done:
+        """Hold the credits of a planned job and note the intent, or say why it is not made.
+
+        Called for one job after the other, in the order of their priority: what is scarce goes to the most urgent.
+
+        Args:
+            job: Which.
+            skip: Reason and message; given, the job is not to be made.
+            probe: Whether it may find out if an account with an open breaker is served again.
+        """
+        if skip is not None:
+            return Done(self._not_made(job, JobState.SKIPPED, *skip))
         if job.provider is None:
-            return self._attempt(job)
-        ask = self._breakers.probe if task.probe else self._breakers.may_call
+            return self._held(job)
+        ask = self._breakers.probe if probe else self._breakers.may_call
         broken = self._core.run(ask(job.provider, self._account))
         if broken is not None:
             return Done(self._not_made(job, JobState.DRY_RUN, broken.category, broken.message))
+        found = None
         try:
-            return self._attempt(job)
+            found = self._held(job)
         finally:
-            # nothing when the call was reported; a probe that came to no call is somebody else's
-            self._tell_breaker(self._breakers.give_up(job.provider, self._account))
+            if not isinstance(found, Ready):
+                self._give_up_probe(job)
+        return found
 
-    def _tell_breaker(self, steps: Steps[None]) -> None:
-        """A breaker that cannot be told must not cost the result."""
-        try:
-            self._core.run(steps)
-        except StoreUnavailableError:
-            logger.warning("agentcredits: the breaker of a provider was not told how a call ended", exc_info=True)
-
-    def _attempt(self, job: MediaJobRecord) -> Done:
+    def _held(self, job: MediaJobRecord) -> Ready | Done:
         try:
             hold = self._reserve(job)
         except (InsufficientCreditsError, CreditLimitExceededError) as error:
@@ -163,19 +158,46 @@ class JobRunner:
         if answer == "over_budget":
             hold.release("over the batch's budget")
             return Done(self._not_made(job, JobState.DRY_RUN, "budget", "The budget of the batch does not suffice."))
-        return self._call(job, hold)
+        return Ready(job, hold)
+
+    def __call__(self, task: Ready | Done) -> Done:
+        """Call the provider for a job that is ready, and bring it as far as it goes; by several threads at once."""
+        if isinstance(task, Done):
+            return task
+        try:
+            return self._call(task.job, task.hold)
+        finally:
+            # nothing when the call was reported; a probe of which nobody knows how it ended is somebody else's
+            self._give_up_probe(task.job)
+
+    def _give_up_probe(self, job: MediaJobRecord) -> None:
+        if job.provider is not None:
+            self._tell_breaker(self._breakers.give_up(job.provider, self._account))
+
+    def _tell_breaker(self, steps: Steps[None]) -> None:
+        """A breaker that cannot be told must not cost the result."""
+        try:
+            self._core.run(steps)
+        except StoreUnavailableError:
+            logger.warning("agentcredits: the breaker of a provider was not told how a call ended", exc_info=True)
+
+    def enhance(self, job: MediaJobRecord) -> MediaJobRecord:
+        """A planned job with a better prompt in its manifest, so that no resume makes it a second time."""
+        better = self.enhanced(job)
+        if better is job:
+            return job
+        return self._manifest.change(job, JobState.PLANNED, enhanced_prompt=better.enhanced_prompt)
 
     def enhanced(self, job: MediaJobRecord) -> MediaJobRecord:
         """The job with a better prompt, where somebody makes one; a failure there costs nothing but the better one."""
         if self._enhance is None or job.enhanced_prompt is not None:
             return job
         try:
-            return replace(
-                job, enhanced_prompt=check_text(self._enhance(public_job(job)), name="prompt", max_length=20_000)
-            )
+            better = check_text(self._enhance(public_job(job)), name="prompt", max_length=MAX_PROMPT_LENGTH)
         except Exception:  # the user's own code; the prompt that was given is good enough
             logger.warning("agentcredits: the prompt of asset %s could not be enhanced", job.asset_id, exc_info=True)
             return job
+        return replace(job, enhanced_prompt=better)
 
     # -- calling ---------------------------------------------------------------------------------------------
 
@@ -222,7 +244,9 @@ class JobRunner:
             raise
         finally:
             _note.reset(token)
-        verdict = judge(result=result, error=error, provider=job.provider)
+        verdict = judge(
+            result=result, error=error, provider=job.provider, rules=rules_of(self._core.settings.fault_rules)
+        )
         fault = verdict.fault
         if verdict.reference:
             references.append(verdict.reference)
@@ -283,7 +307,6 @@ class JobRunner:
             state=state,
             reason=_cut(reason, 255),
             message=_cut(redact(message), MAX_MESSAGE_LENGTH),
-            enhanced_prompt=job.enhanced_prompt,
         )
 
     # -- completing ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from agentcredits.media.breaker import TERMINAL, Breakers, breakers_of
 from agentcredits.media.faults import ProviderFault
 from agentcredits.media.flows import Ask, Flow
 from agentcredits.media.plans import DRY_RUN, OVER_THRESHOLD, PROVIDER_REASONS, MediaPlan, advice, plain
-from agentcredits.media.rules import FaultCategory
+from agentcredits.media.rules import FaultCategory, rules_of
 from agentcredits.media.verdicts import Verdict, judge
 from agentcredits.model import DryRunResult
 from agentcredits.reservation import Hold
@@ -202,8 +202,12 @@ class MediaCall(Call):
         """:meth:`fail` for coroutines."""
         return await self._arun(self._raised(error))
 
+    def _judge(self, **outcome: Any) -> Verdict:
+        rules = rules_of(self._core.settings.fault_rules)
+        return judge(provider=self._meter.provider, policy=self._meter.policy, rules=rules, **outcome)
+
     def _returned(self, result: Any) -> Flow[Any]:
-        verdict = judge(result=result, provider=self._meter.provider, policy=self._meter.policy)
+        verdict = self._judge(result=result)
         fault = verdict.fault
         if verdict.settle == "charge":
             if self._finish(result):
@@ -223,7 +227,7 @@ class MediaCall(Call):
             yield from self._given_back(type(error).__name__, error)
             yield from self._booked(self._breakers.give_up(self._meter.provider, self._meter.account))
             return None
-        verdict = judge(error=error, provider=self._meter.provider, policy=self._meter.policy)
+        verdict = self._judge(error=error)
         fault = verdict.fault
         if verdict.settle == "unknown":
             yield from self._kept(error, verdict)

@@ -219,6 +219,16 @@ def default_rules() -> FaultRules:
     return load_fault_rules()
 
 
+@lru_cache(maxsize=32)
+def rules_of(path: Path | None) -> FaultRules:
+    """The default rules, with those of the setting ``fault_rules`` before them; each file is read once.
+
+    Raises:
+        ConfigurationError: the file is missing or malformed.
+    """
+    return default_rules() if path is None else load_fault_rules(path)
+
+
 def _package_rules() -> Mapping[str, Any]:
     return tomllib.loads(files("agentcredits.media").joinpath("faults.toml").read_text(encoding="utf-8"))
 

@@ -55,7 +55,8 @@ def run_bounded(
             for future in finished:
                 yield future.result()
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        # no more are dealt out than there are workers: what was dealt out has begun, or begins now
+        executor.shutdown(wait=True)
 
 
 def finish(value: Any) -> Any:

@@ -283,7 +283,6 @@ def intend(
             attempt=job.attempt + 1,
             reservation_id=reservation_id,
             estimate_micros=held_micros,
-            enhanced_prompt=job.enhanced_prompt,
             updated_at=now,
         )
     )

@@ -34,12 +34,13 @@ def load(name: str) -> Any:
     return module
 
 
-def make_jobs(count: int) -> list[MediaJob]:
+def make_jobs(count: int, folder: str) -> list[MediaJob]:
+    """Prompts name the folder: the provider's books tell the rounds of a proof apart."""
     return [
         MediaJob(
             asset_id=str(number),
             name=f"asset {number}",
-            prompt=f"wave {number}",
+            prompt=f"wave {number} for {Path(folder).name}",
             agent_type="Pictures",
             action="generate_image",
             provider="fal",
@@ -74,7 +75,7 @@ def batch(url: str, fal: str, folder: str, count: int, batch_id: str | None) -> 
     with SyncCreditService(url) as service:
         if batch_id is None:
             made = MediaBatch(
-                service, make_jobs(count), generate_at(fal), organization_id="acme", output_dir=folder,
+                service, make_jobs(count, folder), generate_at(fal), organization_id="acme", output_dir=folder,
                 on_progress=progress, concurrency=3,
             )  # fmt: skip
             summary = made.run()
@@ -92,7 +93,7 @@ def naive(url: str, fal: str, folder: str, count: int, batch_id: str | None) -> 
     """
     generate = generate_at(fal)
     with SyncCreditService(url) as service:
-        for job in make_jobs(count):
+        for job in make_jobs(count, folder):
             target = Path(folder) / f"{int(job.asset_id):03d}.png"
             if target.exists():
                 continue

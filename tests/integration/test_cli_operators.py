@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from rich.console import Console
 
 from agentcredits import CreditLimitExceededError, Settings, SyncCreditService
 from agentcredits.cli import history, main, parameters
-from agentcredits.cli.app import app
 from agentcredits.cli.output import make_table, print_table
 from agentcredits.cli.usage import bar
 from agentcredits.testing import FakeClock
@@ -706,44 +700,3 @@ def test_observe_reports_what_would_have_been_refused(on: On, database_url: str,
     shown = on("observe", "list", "--since", "today").out
     assert "generate_video needs 2000" in " ".join(shown.split())
     assert "VideoAgent.generate_video" in on("observe", "report").out
-
-
-# -- the examples of the help ------------------------------------------------------------------------------------
-
-
-def _leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if not hasattr(command, "commands"):
-        yield " ".join(path), command
-        return
-    for name, below in command.commands.items():
-        yield from _leaves(below, (*path, name))
-
-
-COMMANDS = {name: command for name, command in _leaves(typer.main.get_command(app)) if name != "demo"}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_example_works(
-    command: str,
-    sqlite_url: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each help's example ends 0 on a database where the things that it names exist (the demo's test is its own)."""
-    with SyncCreditService(sqlite_url) as service:
-        grant = service.grant_credits("acme", 100)
-        charge(service, 10)
-        hold = service.reserve_credits(organization_id="acme", amount=5)
-        service.set_limit("acme", amount=50, window="day", scope="department", scope_id="sales")
-    (tmp_path / "grants.csv").write_text("organization_id,amount\nacme,5\n")
-    (tmp_path / "corrections.jsonl").write_text('{"organization_id": "acme", "amount": -5, "reason": "twice"}\n')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AGENTCREDITS_DATABASE_URL", sqlite_url)
-    (line,) = re.findall(r"^Example: agentcredits (.+)$", inspect.cleandoc(COMMANDS[command].help), re.MULTILINE)
-    named = line.replace("0199d9a0-0000-7000-8000-000000000001", grant.id)
-    named = named.replace("0199d9a0-0000-7000-8000-000000000002", hold.id)
-    assert main(shlex.split(named.partition(" > ")[0])) == 0
-    streams = capsys.readouterr()
-    assert streams.out
-    assert streams.err == ""

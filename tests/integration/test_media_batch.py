@@ -245,6 +245,15 @@ def test_urgent_jobs_come_first(start: Start) -> None:
     assert provider.calls == ["5.0", "3.0", "2.0", "4.0", "1.0"]
 
 
+def test_scarce_credits_and_budgets_go_to_the_most_urgent(start: Start, acme: SyncCreditService) -> None:
+    """Also with several calls at once: nobody less urgent is faster."""
+    for options in ({"budget": 15}, {}):
+        if not options:
+            acme.adjust_credits(ACME, -(acme.get_balance(ACME).available - 15))
+        summary = start([job(n, priority=9 - n) for n in range(1, 9)], FakeProvider(), concurrency=8, **options).run()
+        assert states(summary) == ["dry_run"] * 5 + ["done"] * 3
+
+
 def test_never_more_calls_at_once_than_allowed(start: Start) -> None:
     """Three calls meet inside (a barrier of 3 passes), and never a fourth."""
     inside = threading.Semaphore(3)
@@ -620,7 +629,8 @@ def test_a_dry_run_shows_everything_and_writes_nothing(start: Start, acme: SyncC
 
 def test_the_provider_gets_the_better_prompt(start: Start) -> None:
     got: list[str] = []
-    start(jobs(1), lambda line: got.append(line.prompt) or "ok", enhance=lambda _: "better").run()
+    summary = start(jobs(1), lambda line: got.append(line.prompt) or "ok", enhance=lambda _: "better").run()
+    assert summary.jobs[0].enhanced_prompt == "better"
 
     def fail(_: MediaJob) -> str:
         raise RuntimeError("the model that improves prompts is away")

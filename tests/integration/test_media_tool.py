@@ -23,6 +23,7 @@ from agentcredits import (
     MediaPlan,
     ProviderUnavailableError,
     RequestContext,
+    Settings,
     StoreUnavailableError,
     SyncCreditService,
     UnpricedActionError,
@@ -720,3 +721,27 @@ def test_consume_credits_is_as_it_was(ledger: SyncCreditService) -> None:
         with pytest.raises(FakeProviderError):
             nothing(fail=True)
     assert (spent(ledger), open_breakers(ledger)) == (PRICE, ())
+
+
+def test_the_settings_rules_are_asked_first(database_url: str, tmp_path: Any) -> None:
+    """An operator's own words for an empty account, from the file that the setting names."""
+    rules = tmp_path / "ours.toml"
+    rules.write_text(
+        '[[rules]]\nid = "house-empty"\ncategory = "credits_exhausted"\ntext = ["cupboard is bare"]\n', encoding="utf-8"
+    )
+    asked: list[str] = []
+    with SyncCreditService(database_url, settings=Settings(fault_rules=rules)) as service:
+        service.grant_credits("acme", 100)
+
+        @media_tool("draw", agent_type="Painter", provider="house", estimate=PRICE, service=service)
+        def draw(prompt: str) -> str:
+            asked.append(prompt)
+            raise FakeProviderError(400, {"detail": "The cupboard is bare."})
+
+        with use_context(ACME):
+            plans = [draw("a"), draw("b")]
+        assert [plan.reason for plan in plans if isinstance(plan, MediaPlan)] == ["provider_exhausted"] * 2
+        assert asked == ["a"]
+        assert service.get_balance("acme").available == 100
+        (opened,) = open_breakers(service)
+        assert opened.rule == "house-empty"

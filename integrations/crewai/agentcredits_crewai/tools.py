@@ -84,7 +84,7 @@ def meter(
         setattr(new.func, _MARK, True)
     else:
         new.__pydantic_private__ = {**(new.__pydantic_private__ or {}), "_agentcredits": metering}
-        object.__setattr__(new, "__class__", _metered_class(cls, type(None)))
+        object.__setattr__(new, "__class__", _metered_class(cls, cast(Any, type(None))))
     new.cache_function = functools.partial(_may_cache, metering, new.cache_function)
     return cast(T, new)
 
