@@ -391,22 +391,19 @@ class MediaBatch:
         refused = self._prices.refused_batch(waiting)
         every = LEASE.total_seconds() / 3
         if self._enhance is not None:
-            plain = iter(waiting)
-
-            def next_plain() -> MediaJobRecord | None:
-                return next(plain, None)
-
             better = run_bounded(
-                next_plain, bind(runner.enhance), workers=self._concurrency, beat=manifest.renew, every_seconds=every
+                waiting,
+                bind(runner.enhance),
+                workers=self._concurrency,
+                beat=manifest.renew,
+                every_seconds=every,
             )
             waiting = _by_urgency(better)
         call = bind(runner)
 
         def made(jobs: Iterable[MediaJobRecord], *, workers: int, probe: bool = False) -> Iterator[Done]:
             tasks = (runner.prepare(job, refused or self._prices.refused(job), probe=probe) for job in jobs)
-            return run_bounded(
-                lambda: next(tasks, None), call, workers=workers, beat=manifest.renew, every_seconds=every
-            )
+            return run_bounded(tasks, call, workers=workers, beat=manifest.renew, every_seconds=every)
 
         # A resume says that the account is served again: one job finds out before the others follow.
         probes = self._probes(waiting) if self._again else []

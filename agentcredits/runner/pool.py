@@ -6,8 +6,9 @@ import asyncio
 import contextvars
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ R = TypeVar("R")
 
 
 def run_bounded(
-    next_item: Callable[[], T | None],
+    items: Iterable[T],
     work: Callable[[T], R],
     *,
     workers: int,
@@ -28,7 +29,7 @@ def run_bounded(
     is waited for: a call to a provider cannot be taken back.
 
     Args:
-        next_item: Gives the next item, asked for only when a worker is free; None ends it.
+        items: The next one is asked for only when a worker is free.
         work: Runs in a thread, in a copy of the caller's context.
         workers: Threads.
         beat: Called in the caller's thread every ``every_seconds``, also when nothing ends.
@@ -36,16 +37,12 @@ def run_bounded(
     """
     executor = ThreadPoolExecutor(workers, thread_name_prefix="agentcredits-media")
     running: set[Future[R]] = set()
-    more = True
+    waiting = iter(items)
     beat_at = time.monotonic() + every_seconds
     try:
         while True:
-            while more and len(running) < workers:
-                item = next_item()
-                if item is None:
-                    more = False
-                else:
-                    running.add(executor.submit(contextvars.copy_context().run, work, item))
+            for item in islice(waiting, workers - len(running)):
+                running.add(executor.submit(contextvars.copy_context().run, work, item))
             if not running:
                 return
             finished, running = wait(running, max(0.0, beat_at - time.monotonic()), FIRST_COMPLETED)
