@@ -186,10 +186,10 @@ def load_fault_rules(
     if isinstance(extra, str | PathLike | Mapping):
         extra = (extra,)
     for number, source in enumerate(extra or (), 1):
-        sources.append(_read_source(source, f"rules {number}"))
+        sources.append(read_source(source, f"rules {number}"))
     if entry_points:
         sources.extend(_entry_point_sources())
-    sources.append(_read_source(_package_rules(), "faults.toml"))
+    sources.append(read_source(_package_rules(), "faults.toml"))
     providers: dict[str, Provider] = {}
     rules: list[Rule] = []
     for name, data in sources:
@@ -243,21 +243,26 @@ def _entry_point_sources() -> Iterable[tuple[str, Mapping[str, Any]]]:
             source = loaded() if callable(loaded) else loaded
         except Exception as error:  # a foreign module raises anything
             raise ConfigurationError(f"{name} of {ENTRY_POINT_GROUP} cannot be loaded: {error}.") from error
-        yield _read_source(source, name)
+        yield read_source(source, name)
 
 
-def _read_source(source: object, name: str) -> tuple[str, Mapping[str, Any]]:
+def read_source(source: object, name: str, *, of: str = "fault rules") -> tuple[str, Mapping[str, Any]]:
+    """What a TOML file or a mapping holds, and what to call it in an error.
+
+    Raises:
+        ConfigurationError: neither of them, or a file that cannot be read or is not TOML.
+    """
     if isinstance(source, Mapping):
         return name, source
     if not isinstance(source, str | PathLike):
-        raise ConfigurationError(f"fault rules: {name} is neither a path nor a mapping, but {type(source).__name__}.")
+        raise ConfigurationError(f"{of}: {name} is neither a path nor a mapping, but {type(source).__name__}.")
     path = Path(source)
     try:
         return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"fault rules: the file {path} cannot be read: {error.strerror}.") from error
+        raise ConfigurationError(f"{of}: the file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"fault rules: the file {path} is not TOML: {error}.") from error
+        raise ConfigurationError(f"{of}: the file {path} is not TOML: {error}.") from error
 
 
 def _fault(file: str, place: str, name: str, problem: str) -> ConfigurationError:

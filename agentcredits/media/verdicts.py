@@ -9,12 +9,11 @@ from datetime import date, datetime
 from functools import lru_cache
 from importlib.resources import files
 from os import PathLike
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from agentcredits.errors import ConfigurationError, CreditsError, ProviderUnavailableError
 from agentcredits.media.faults import MOST_EXCEPTIONS, ProviderFault, classify_provider_error, find_provider_fault
-from agentcredits.media.rules import FaultCategory, FaultRules, default_rules
+from agentcredits.media.rules import FaultCategory, FaultRules, default_rules, read_source
 
 #: What load_charge_policy takes: the path of a TOML file, or what such a file holds.
 ChargeSource = str | PathLike[str] | Mapping[str, Any]
@@ -194,7 +193,7 @@ def load_charge_policy(extra: ChargeSource | Iterable[ChargeSource] | None = Non
     """
     given = (extra,) if isinstance(extra, str | PathLike | Mapping) else tuple(extra or ())
     packaged = files("agentcredits.media").joinpath("charges.toml").read_text(encoding="utf-8")
-    sources = [_read_source(source, f"charges {number}") for number, source in enumerate(given, 1)]
+    sources = [read_source(source, f"charges {number}", of="charges") for number, source in enumerate(given, 1)]
     sources.append(("charges.toml", tomllib.loads(packaged)))
     return ChargePolicy(tuple(rule for name, data in sources for rule in _charge_rules(name, data)))
 
@@ -203,20 +202,6 @@ def load_charge_policy(extra: ChargeSource | Iterable[ChargeSource] | None = Non
 def default_charge_policy() -> ChargePolicy:
     """The package's own knowledge, read once."""
     return load_charge_policy()
-
-
-def _read_source(source: object, name: str) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(source, Mapping):
-        return name, source
-    if not isinstance(source, str | PathLike):
-        raise ConfigurationError(f"{name} is neither a path nor a mapping, but {type(source).__name__}.")
-    path = Path(source)
-    try:
-        return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"the file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the file {path} is not TOML: {error}.") from error
 
 
 def _charge_rules(file: str, data: Mapping[str, Any]) -> Iterable[ChargeRule]:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of limits and usage."""
+"""Fixtures of several files: the command line, limits and usage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from sqlalchemy import Engine, create_engine
 
 from agentcredits import CreditEvent, Settings, SyncCreditService, add_hook, remove_hook
 from agentcredits.testing import FakeClock
+from tests.integration.cli_calls import Call, caller
 from tests.integration.limit_book import ACME, NOON, Book
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line."""
+    return caller(capsys)
+
+
+@pytest.fixture
+def on(capsys: pytest.CaptureFixture[str], database_url: str) -> Call:
+    """The command line on a fresh database of either kind."""
+    return caller(capsys, "--database", database_url)
 
 
 def _opened(url: str, clock: FakeClock) -> Iterator[Book]:

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,35 +18,9 @@ import typer.main
 from sqlalchemy import create_engine, text
 
 from agentcredits import SyncCreditService
-from agentcredits.cli import main
 from agentcredits.cli.app import app
 from agentcredits.store.dialects import normalise_url
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out, parse_float=Decimal)
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def call(*words: object) -> Answer:
-        code = main([str(word) for word in words])
-        streams = capsys.readouterr()
-        return Answer(code, streams.out, streams.err)
-
-    return call
-
-
-@pytest.fixture
-def on(cli: Callable[..., Answer], database_url: str) -> Callable[..., Answer]:
-    return lambda *words: cli(*words, "--database", database_url)
+from tests.integration.cli_calls import Answer
 
 
 def sentences(answer: Answer) -> list[str]:

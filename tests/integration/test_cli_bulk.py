@@ -9,11 +9,9 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -23,48 +21,15 @@ from agentcredits.cli import main
 from agentcredits.cli.bulk_run import LINES_AT_ONCE, MAX_PROBLEMS
 from agentcredits.store.dialects import normalise_url
 from agentcredits.testing import FakeClock
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out, parse_float=Decimal)
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Booked, already there, failed."""
-        return self.data["booked"], self.data["already_there"], self.data["failed"]
-
-    @property
-    def failed(self) -> dict[int, str]:
-        """Messages by line."""
-        return {problem["line"]: problem["message"] for problem in self.data["problems"]}
-
-
-Call = Callable[..., Answer]
+from tests.integration.cli_calls import Answer, Call
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*words: object) -> Answer:
-        code = main([str(word) for word in words])
-        streams = capsys.readouterr()
-        return Answer(code, streams.out, streams.err)
-
-    return call
-
-
-@pytest.fixture
-def bulk(cli: Call, database_url: str) -> Call:
+def bulk(on: Call) -> Call:
     """`agentcredits bulk … --key k --json` on both databases."""
 
     def call(*words: object, key: str = "k") -> Answer:
-        return cli("bulk", *words, "--key", key, "--json", "--database", database_url)
+        return on("bulk", *words, "--key", key, "--json")
 
     return call
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -14,35 +12,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from agentcredits import SyncCreditService
-from agentcredits.cli import main
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out, parse_float=Decimal)
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-On = Callable[..., Answer]
-
-
-@pytest.fixture
-def on(capsys: pytest.CaptureFixture[str], database_url: str) -> On:
-    def call(*words: object) -> Answer:
-        code = main([*(str(word) for word in words), "--database", database_url])
-        streams = capsys.readouterr()
-        return Answer(code, streams.out, streams.err)
-
-    return call
+from tests.integration.cli_calls import Answer, Call
 
 
 def prices(url: str) -> list[tuple[Any, ...]]:
@@ -94,7 +64,7 @@ def own(tmp_path: Path) -> Path:
 # -- explain -------------------------------------------------------------------------------------------------------
 
 
-def test_explain_shows_the_arithmetic(on: On) -> None:
+def test_explain_shows_the_arithmetic(on: Call) -> None:
     """The line of the table, the provider's price, the rate and the fee, and what comes out."""
     on("costs", "seed", "studio-models-cost-plus")
     answer = on(
@@ -111,7 +81,7 @@ def test_explain_shows_the_arithmetic(on: On) -> None:
     ]
 
 
-def test_explain_takes_a_quantity_an_organization_and_json(on: On) -> None:
+def test_explain_takes_a_quantity_an_organization_and_json(on: Call) -> None:
     """Its own price first; amounts in JSON are exact numbers beside their micros."""
     on("costs", "set", "VideoAgent", "generate_video", "0.3", "--org", "acme")
     answer = on("costs", "explain", "VideoAgent", "generate_video", "--quantity", "0.333333", "--org", "acme", "--json")
@@ -136,7 +106,7 @@ def test_explain_takes_a_quantity_an_organization_and_json(on: On) -> None:
         (("model=S2V-01", "--quantity", "-1"), "quantity must be above zero"),
     ],
 )
-def test_explain_says_what_has_no_price(on: On, words: tuple[str, ...], sentence: str) -> None:
+def test_explain_says_what_has_no_price(on: Call, words: tuple[str, ...], sentence: str) -> None:
     """One sentence, and nothing on standard output."""
     on("costs", "seed", "studio-models")
     assert sentence in refused(on("costs", "explain", "VideoAgent", "generate_video", *words))
@@ -145,7 +115,7 @@ def test_explain_says_what_has_no_price(on: On, words: tuple[str, ...], sentence
 # -- lists ---------------------------------------------------------------------------------------------------------
 
 
-def test_seeds_are_listed(on: On) -> None:
+def test_seeds_are_listed(on: Call) -> None:
     """Each by its name, with what it holds and whether it is in USD."""
     listed = {row["name"]: row for row in on("costs", "seeds", "--json").data["items"]}
     assert len(listed) == 6
@@ -155,7 +125,7 @@ def test_seeds_are_listed(on: On) -> None:
     assert all(name in shown for name in listed)
 
 
-def test_a_seed_is_set_once(on: On, database_url: str, service: SyncCreditService) -> None:
+def test_a_seed_is_set_once(on: Call, database_url: str, service: SyncCreditService) -> None:
     """--dry-run writes nothing, the first run writes, the second finds everything the same."""
     before = prices(database_url)
     assert on("costs", "seed", "studio-models", "--dry-run").lines[-1] == (
@@ -177,7 +147,7 @@ def test_a_seed_is_set_once(on: On, database_url: str, service: SyncCreditServic
     assert {price.as_of for price in service.list_costs() if price.rule} != {None}
 
 
-def test_a_list_in_dollars_needs_a_rate(on: On, database_url: str) -> None:
+def test_a_list_in_dollars_needs_a_rate(on: Call, database_url: str) -> None:
     """The sentence names the option; with it the list is set."""
     before = prices(database_url)
     sentence = refused(on("costs", "seed", "asset-models-usd"))
@@ -190,7 +160,7 @@ def test_a_list_in_dollars_needs_a_rate(on: On, database_url: str) -> None:
     assert answer.lines[0] == "AssetGenerator.generate_asset costs 5 credits (0.05 USD by the price list)."
 
 
-def test_a_file_is_imported_for_an_organization(on: On, own: Path) -> None:
+def test_a_file_is_imported_for_an_organization(on: Call, own: Path) -> None:
     """Its source and the day given are kept, and shown by the list."""
     words = ("costs", "import", own, "--credits-per-usd", "200", "--org", "acme", "--as-of", "2026-10-31")
     data = on(*words, "--json").data
@@ -206,7 +176,7 @@ def test_a_file_is_imported_for_an_organization(on: On, own: Path) -> None:
     assert "2026-10-31" in shown
 
 
-def test_diff_compares_a_file_or_a_list_and_writes_nothing(on: On, own: Path, database_url: str) -> None:
+def test_diff_compares_a_file_or_a_list_and_writes_nothing(on: Call, own: Path, database_url: str) -> None:
     """New, changed row by row, the same, and what only the database has."""
     before = prices(database_url)
     answer = on("costs", "diff", "agent-actions")
@@ -235,7 +205,7 @@ def test_diff_compares_a_file_or_a_list_and_writes_nothing(on: On, own: Path, da
     ],
 )
 def test_a_slip_in_a_file_is_told_and_nothing_is_written(
-    on: On, own: Path, database_url: str, old: str, new: str, sentence: str
+    on: Call, own: Path, database_url: str, old: str, new: str, sentence: str
 ) -> None:
     """Line and field are named; the good price before it is not set either."""
     before = prices(database_url)
@@ -245,7 +215,7 @@ def test_a_slip_in_a_file_is_told_and_nothing_is_written(
     assert prices(database_url) == before
 
 
-def test_wrong_words_are_told(on: On, own: Path) -> None:
+def test_wrong_words_are_told(on: Call, own: Path) -> None:
     """A missing file, an unknown list, a day that is none, options that need another."""
     assert "cannot be read" in refused(on("costs", "import", "missing.toml"))
     assert "there are agent-actions" in refused(on("costs", "seed", "nonsense"))
@@ -256,7 +226,7 @@ def test_wrong_words_are_told(on: On, own: Path) -> None:
     assert "no plain decimal number" in refused(on("costs", "import", own, "--credits-per-usd", "many"))
 
 
-def test_a_litellm_map_is_imported_and_what_is_left_out_is_said(on: On, tmp_path: Path) -> None:
+def test_a_litellm_map_is_imported_and_what_is_left_out_is_said(on: Call, tmp_path: Path) -> None:
     """By the models chosen; explained by its tokens."""
     path = tmp_path / "map.json"
     chat = {
@@ -281,7 +251,7 @@ def test_a_litellm_map_is_imported_and_what_is_left_out_is_said(on: On, tmp_path
 # -- list ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_cannot_be_used_is_shown_and_hides_no_other(on: On, database_url: str) -> None:
+def test_a_row_that_cannot_be_used_is_shown_and_hides_no_other(on: Call, database_url: str) -> None:
     """It stands in the table as unreadable, and below it what is to be mended."""
     engine = create_engine(database_url)
     with engine.begin() as connection:
@@ -303,7 +273,7 @@ def test_a_row_that_cannot_be_used_is_shown_and_hides_no_other(on: On, database_
     assert "credits: it is missing" in items["generate_video"]["problem"]
 
 
-def test_an_old_price_is_marked(on: On, service: SyncCreditService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_price_is_marked(on: Call, service: SyncCreditService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where the setting says what is old."""
     service.set_cost("QAAgent", "answer_question", 1, as_of=date(2020, 1, 1))
     sentence = "Check: the price of QAAgent.answer_question is older than 30 days."

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agentcredits import SyncCreditService
-from agentcredits.cli import main
+from tests.integration.cli_calls import Call
 
 CALLS = """\
 from pathlib import Path
@@ -58,20 +54,6 @@ BATCH = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out, parse_float=Decimal)
-
-
-Call = Callable[..., Answer]
-
-
 @pytest.fixture
 def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A folder with a batch and the functions that it is made with, as the current folder."""
@@ -93,16 +75,10 @@ def calls(studio: Path) -> str:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], database_url: str, service: SyncCreditService) -> Call:
+def cli(on: Call, service: SyncCreditService) -> Call:
     service.grant_credits("acme", 100)
     service.set_cost("ImageAgent", "generate_image", 5)
-
-    def call(*words: object) -> Answer:
-        code = main(["media", *[str(word) for word in words], "--database", database_url])
-        streams = capsys.readouterr()
-        return Answer(code, streams.out, streams.err)
-
-    return call
+    return lambda *words: on("media", *words)
 
 
 def called(studio: Path) -> list[str]:
@@ -215,9 +191,3 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err
     assert (service.get_balance("acme").available, called(studio)) == (100, [])
-
-
-@pytest.mark.parametrize("command", ["plan", "run", "status", "resume", "reconcile"])
-def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["media", command, "--help"]) == 0
-    assert f"Example: agentcredits media {command}" in " ".join(capsys.readouterr().out.split())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,34 +19,7 @@ from agentcredits.cli import history, main, parameters
 from agentcredits.cli.output import make_table, print_table
 from agentcredits.cli.usage import bar
 from agentcredits.testing import FakeClock
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out, parse_float=Decimal)
-
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        return list(csv.DictReader(io.StringIO(self.out)))
-
-
-On = Callable[..., Answer]
-
-
-@pytest.fixture
-def on(capsys: pytest.CaptureFixture[str], database_url: str) -> On:
-    def call(*words: object) -> Answer:
-        code = main([*(str(word) for word in words), "--database", database_url])
-        streams = capsys.readouterr()
-        return Answer(code, streams.out, streams.err)
-
-    return call
+from tests.integration.cli_calls import Answer, Call
 
 
 @pytest.fixture
@@ -86,7 +57,7 @@ def past(database_url: str) -> Iterator[Callable[[datetime], SyncCreditService]]
 # -- limits ------------------------------------------------------------------------------------------------------
 
 
-def test_a_limit_that_was_set_refuses_and_is_listed(on: On, acme: SyncCreditService) -> None:
+def test_a_limit_that_was_set_refuses_and_is_listed(on: Call, acme: SyncCreditService) -> None:
     """Set on the command line, obeyed by the ledger, shown with what is used, held and left of it."""
     answer = on("limits", "set", "acme", 10, "--window", "month", "--scope", "department", "--id", "sales")
     assert answer.out.splitlines()[0] == (
@@ -111,7 +82,7 @@ def test_a_limit_that_was_set_refuses_and_is_listed(on: On, acme: SyncCreditServ
     assert limit["id"] in words
 
 
-def test_setting_a_limit_again_changes_it_and_keeps_its_counters(on: On, acme: SyncCreditService) -> None:
+def test_setting_a_limit_again_changes_it_and_keeps_its_counters(on: Call, acme: SyncCreditService) -> None:
     """The same scope, id, unit and window is the same limit."""
     first = on("limits", "set", "acme", 10, "--window", "day", "--warn-at", "0.8", "--warn-at", "0.5", "--json").data
     charge(acme, 4)
@@ -122,7 +93,7 @@ def test_setting_a_limit_again_changes_it_and_keeps_its_counters(on: On, acme: S
     assert len(on("limits", "list", "acme", "--json").data["items"]) == 1
 
 
-def test_a_limit_for_each_lists_the_counters_below_it(on: On, acme: SyncCreditService) -> None:
+def test_a_limit_for_each_lists_the_counters_below_it(on: Call, acme: SyncCreditService) -> None:
     """Without --id the limit is for every user who has none of their own; --id narrows to what applies to one."""
     shown = on("limits", "set", "acme", 50, "--window", "day Europe/Berlin", "--scope", "user").out
     assert shown.startswith("each user of organization acme may use 50 credits (day Europe/Berlin)")
@@ -137,7 +108,7 @@ def test_a_limit_for_each_lists_the_counters_below_it(on: On, acme: SyncCreditSe
     assert [[usage["scope_id"] for usage in limit["usage"]] for limit in found] == [["bob"], ["bob"]]
 
 
-def test_a_new_limit_counts_what_was_before_only_when_asked_to(on: On, acme: SyncCreditService) -> None:
+def test_a_new_limit_counts_what_was_before_only_when_asked_to(on: Call, acme: SyncCreditService) -> None:
     """--include-existing adds up the present window once."""
     charge(acme, 4)
     plain = on("limits", "set", "acme", 10, "--window", "month", "--json").data
@@ -145,7 +116,7 @@ def test_a_new_limit_counts_what_was_before_only_when_asked_to(on: On, acme: Syn
     assert (plain["usage"][0]["spent"], full["usage"][0]["spent"]) == (0, 4)
 
 
-def test_crossings_are_listed_newest_first(on: On, acme: SyncCreditService) -> None:
+def test_crossings_are_listed_newest_first(on: Call, acme: SyncCreditService) -> None:
     """A warn threshold and a soft limit that was gone beyond, each with what was spent then."""
     on("limits", "set", "acme", 10, "--window", "lifetime", "--soft", "--warn-at", "0.75")
     assert on("limits", "crossings", "acme").out == "organization acme has crossed no threshold.\n"
@@ -161,7 +132,7 @@ def test_crossings_are_listed_newest_first(on: On, acme: SyncCreditService) -> N
     assert len(on("limits", "crossings", "acme", "--limit", 1, "--json").data["items"]) == 1
 
 
-def test_caps_of_runs_are_listed_with_runs(on: On, acme: SyncCreditService) -> None:
+def test_caps_of_runs_are_listed_with_runs(on: Call, acme: SyncCreditService) -> None:
     """They would hide everything else."""
     on("limits", "set", "acme", 5, "--window", "lifetime", "--scope", "run", "--id", "run-1")
     assert "has no such limits" in on("limits", "list", "acme").out
@@ -170,7 +141,7 @@ def test_caps_of_runs_are_listed_with_runs(on: On, acme: SyncCreditService) -> N
     assert "--runs lists the scope run" in refused(on("limits", "list", "acme", "--runs", "--scope", "user"))
 
 
-def test_a_limit_is_removed_by_its_id_or_by_what_it_is_for(on: On, acme: SyncCreditService) -> None:
+def test_a_limit_is_removed_by_its_id_or_by_what_it_is_for(on: Call, acme: SyncCreditService) -> None:
     """After it, nothing refuses any more."""
     sales = on("limits", "set", "acme", 0, "--window", "day", "--scope", "department", "--id", "sales", "--json").data
     on("limits", "set", "acme", 0, "--window", "day", "--scope", "department", "--id", "ops")
@@ -185,7 +156,7 @@ def test_a_limit_is_removed_by_its_id_or_by_what_it_is_for(on: On, acme: SyncCre
     charge(acme, department_id="ops")
 
 
-def test_an_ambiguous_or_unknown_selection_removes_nothing(on: On, acme: SyncCreditService) -> None:
+def test_an_ambiguous_or_unknown_selection_removes_nothing(on: Call, acme: SyncCreditService) -> None:
     """Exactly one limit must match; the error names those that do."""
     made = [
         on("limits", "set", "acme", 5, "--window", window, "--scope", "user", "--id", "ada", "--json").data["id"]
@@ -217,7 +188,7 @@ def test_an_ambiguous_or_unknown_selection_removes_nothing(on: On, acme: SyncCre
     ],
 )
 def test_a_limit_that_cannot_be_is_refused(
-    on: On, acme: SyncCreditService, words: tuple[str, ...], sentence: str
+    on: Call, acme: SyncCreditService, words: tuple[str, ...], sentence: str
 ) -> None:
     """One sentence, and no limit."""
     assert sentence in refused(on("limits", "set", "acme", *words))
@@ -238,7 +209,7 @@ def used(acme: SyncCreditService) -> SyncCreditService:
     return acme
 
 
-def test_usage_is_grouped_with_a_total(on: On, used: SyncCreditService) -> None:
+def test_usage_is_grouped_with_a_total(on: Call, used: SyncCreditService) -> None:
     """Lines by what was charged, most first; charged, refunded and net add up to the total."""
     answer = on("usage", "acme", "--by", "department,action", "--json")
     lines = [(list(line["group"].values()), line["charged"], line["net"]) for line in answer.data["lines"]]
@@ -260,7 +231,7 @@ def test_usage_is_grouped_with_a_total(on: On, used: SyncCreditService) -> None:
     ]
 
 
-def test_usage_groups_by_action_unless_told_otherwise(on: On, used: SyncCreditService) -> None:
+def test_usage_groups_by_action_unless_told_otherwise(on: Call, used: SyncCreditService) -> None:
     """The default is what most ask; --by with nothing, and --bucket alone, give totals."""
     assert on("usage", "acme", "--json").data["group_by"] == ["agent_type", "action"]
     assert on("usage", "acme", "--by", "", "--json").data["group_by"] == []
@@ -268,7 +239,7 @@ def test_usage_groups_by_action_unless_told_otherwise(on: On, used: SyncCreditSe
     assert on("usage", "acme", "--bucket", "month", "--json").data["group_by"] == []
 
 
-def test_usage_filters(on: On, used: SyncCreditService) -> None:
+def test_usage_filters(on: Call, used: SyncCreditService) -> None:
     """Each filter narrows what is counted."""
 
     def charged(*words: str) -> Decimal:
@@ -282,7 +253,7 @@ def test_usage_filters(on: On, used: SyncCreditService) -> None:
     assert "used nothing from" in on("usage", "acme", "--user", "nobody").out
 
 
-def test_usage_by_day_shows_days_without_use(on: On, past: Callable[[datetime], SyncCreditService]) -> None:
+def test_usage_by_day_shows_days_without_use(on: Call, past: Callable[[datetime], SyncCreditService]) -> None:
     """A gap in time is a gap in the chart; since and until cut at UTC days, until not included."""
     first = datetime(2026, 1, 30, 12, tzinfo=UTC)
     past(first).grant_credits("acme", 100)
@@ -304,7 +275,7 @@ def test_usage_by_day_shows_days_without_use(on: On, past: Callable[[datetime], 
         assert on("usage", "acme", "--since", since, "--json").data["total"]["charged"] == expected
 
 
-def test_usage_as_csv_keeps_numbers_and_defuses_formulas(on: On, acme: SyncCreditService) -> None:
+def test_usage_as_csv_keeps_numbers_and_defuses_formulas(on: Call, acme: SyncCreditService) -> None:
     """A department called =1+1 must not be computed by whoever opens the file."""
     for department in ("=1+1", "+49", "-2", "@sum", "plain, quoted", "\uff1d1"):
         charge(acme, 2, department_id=department)
@@ -330,7 +301,7 @@ def test_usage_as_csv_keeps_numbers_and_defuses_formulas(on: On, acme: SyncCredi
     ],
 )
 def test_usage_that_cannot_be_asked_for_is_refused(
-    on: On, acme: SyncCreditService, words: tuple[str, ...], sentence: str
+    on: Call, acme: SyncCreditService, words: tuple[str, ...], sentence: str
 ) -> None:
     """One sentence each."""
     answer = on("usage", "acme", *words)
@@ -338,7 +309,7 @@ def test_usage_that_cannot_be_asked_for_is_refused(
     assert sentence in answer.err
 
 
-def test_usage_of_an_unknown_organization_is_out_of_credits(on: On) -> None:
+def test_usage_of_an_unknown_organization_is_out_of_credits(on: Call) -> None:
     """As every other command about it."""
     assert on("usage", "nobody").code == 3
 
@@ -358,13 +329,13 @@ def test_usage_of_an_unknown_organization_is_out_of_credits(on: On) -> None:
     ],
 )
 def test_since_means_what_its_help_says(monkeypatch: pytest.MonkeyPatch, words: str, start: str) -> None:
-    """On a Wednesday at 15:30 UTC."""
+    """Call a Wednesday at 15:30 UTC."""
     monkeypatch.setattr(parameters, "host_now", lambda: datetime(2026, 3, 4, 15, 30, tzinfo=UTC))
     assert parameters.parse_period(words, None) == (datetime.fromisoformat(f"{start}+00:00"), None)
     assert parameters.parse_period(None, words) == (None, datetime.fromisoformat(f"{start}+00:00"))
 
 
-def test_since_takes_the_words_that_people_use(on: On, acme: SyncCreditService) -> None:
+def test_since_takes_the_words_that_people_use(on: Call, acme: SyncCreditService) -> None:
     """today, week, month, year, days and hours all include this moment."""
     charge(acme, 5)
     for since in ("today", "week", "month", "year", "1d", "7d", "1h"):
@@ -405,9 +376,9 @@ def test_a_narrow_terminal_loses_no_digit() -> None:
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_limits_fit_a_terminal_of_80_columns(
-    on: On, acme: SyncCreditService, monkeypatch: pytest.MonkeyPatch, columns: int
+    on: Call, acme: SyncCreditService, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    """On a narrow terminal cells have two lines; every fact is there on both."""
+    """Call a narrow terminal cells have two lines; every fact is there on both."""
     on("limits", "set", "acme", 500, "--window", "month Europe/Berlin", "--scope", "department",
        "--id", "sales", "--warn-at", "0.8")  # fmt: skip
     monkeypatch.setattr("agentcredits.cli.output.PIPE_COLUMNS", columns)
@@ -420,7 +391,7 @@ def test_limits_fit_a_terminal_of_80_columns(
 # -- history -----------------------------------------------------------------------------------------------------
 
 
-def test_history_filters_by_scope_and_time(on: On, past: Callable[[datetime], SyncCreditService]) -> None:
+def test_history_filters_by_scope_and_time(on: Call, past: Callable[[datetime], SyncCreditService]) -> None:
     """--department, --project, --user, --since and --until, alone and together."""
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
     past(noon).grant_credits("acme", 100)
@@ -442,7 +413,7 @@ def test_history_filters_by_scope_and_time(on: On, past: Callable[[datetime], Sy
 
 
 def test_history_as_csv_streams_every_row_once(
-    on: On, acme: SyncCreditService, monkeypatch: pytest.MonkeyPatch
+    on: Call, acme: SyncCreditService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Page after page without gap or repetition; --limit and --cursor cut it, filters narrow it."""
     for number in range(1, 8):
@@ -462,7 +433,7 @@ def test_history_as_csv_streams_every_row_once(
     assert on("history", "nobody", "--csv").out == ""
 
 
-def test_history_as_csv_defuses_formulas_and_keeps_lines_whole(on: On, acme: SyncCreditService) -> None:
+def test_history_as_csv_defuses_formulas_and_keeps_lines_whole(on: Call, acme: SyncCreditService) -> None:
     """A reason is text, whatever it begins with and holds; amounts stay numbers."""
     reasons = ["=HYPERLINK(1)", "@x", "-1", "a\r=1+1", 'say "hi", he said', "a\nb", "\ttab"]
     for reason in reasons:
@@ -510,7 +481,7 @@ def test_a_reader_that_leaves_early_ends_the_stream_quietly(sqlite_url: str) -> 
 # -- corrections -------------------------------------------------------------------------------------------------
 
 
-def test_adjust_gives_and_takes(on: On, acme: SyncCreditService) -> None:
+def test_adjust_gives_and_takes(on: Call, acme: SyncCreditService) -> None:
     """A sign makes the difference; the reason stays in the ledger."""
     assert on("adjust", "acme", 5, "--reason", "goodwill").out.splitlines() == [
         "Gave 5 credits to acme (seq 2).",
@@ -521,7 +492,7 @@ def test_adjust_gives_and_takes(on: On, acme: SyncCreditService) -> None:
     assert acme.get_balance("acme").available == Decimal("1004.5")
 
 
-def test_adjust_with_the_same_key_is_booked_once(on: On, acme: SyncCreditService) -> None:
+def test_adjust_with_the_same_key_is_booked_once(on: Call, acme: SyncCreditService) -> None:
     """Said on the screen; another amount under the key is refused."""
     on("adjust", "acme", -5, "--reason", "x", "--key", "t7")
     assert "nothing new was booked" in on("adjust", "acme", -5, "--reason", "x", "--key", "t7").out
@@ -541,7 +512,7 @@ def test_adjust_with_the_same_key_is_booked_once(on: On, acme: SyncCreditService
     ],
 )
 def test_an_adjustment_that_cannot_be_changes_nothing(
-    on: On, acme: SyncCreditService, words: tuple[str, ...], code: int
+    on: Call, acme: SyncCreditService, words: tuple[str, ...], code: int
 ) -> None:
     """Too much to take is exit code 3; anything malformed, or without a reason, is 2."""
     answer = on("adjust", "acme", *words)
@@ -550,7 +521,7 @@ def test_an_adjustment_that_cannot_be_changes_nothing(
     assert len(acme.list_transactions("acme")) == 1
 
 
-def test_refund_names_the_charge_by_seq_or_id(on: On, acme: SyncCreditService) -> None:
+def test_refund_names_the_charge_by_seq_or_id(on: Call, acme: SyncCreditService) -> None:
     """A part, then the rest; never more than the charge."""
     place = charge(acme, 10, agent_type="VideoAgent", action="generate_video")
     assert on("refund", "acme", 2, "2.5", "--reason", "blurred").out.splitlines() == [
@@ -563,7 +534,7 @@ def test_refund_names_the_charge_by_seq_or_id(on: On, acme: SyncCreditService) -
     assert acme.get_balance("acme").available == 1000
 
 
-def test_refund_with_the_same_key_is_given_once(on: On, acme: SyncCreditService) -> None:
+def test_refund_with_the_same_key_is_given_once(on: Call, acme: SyncCreditService) -> None:
     """A partial refund that is sent twice."""
     charge(acme, 10)
     for _ in range(2):
@@ -573,14 +544,14 @@ def test_refund_with_the_same_key_is_given_once(on: On, acme: SyncCreditService)
 
 
 @pytest.mark.parametrize("words", [("99",), ("0",), ("1",), ("nonsense",), ("2", "-1"), ("2", "0")])
-def test_a_refund_that_cannot_be_changes_nothing(on: On, acme: SyncCreditService, words: tuple[str, ...]) -> None:
+def test_a_refund_that_cannot_be_changes_nothing(on: Call, acme: SyncCreditService, words: tuple[str, ...]) -> None:
     """No such row, a row that is no charge, an amount that is none."""
     charge(acme, 10)
     refused(on("refund", "acme", *words))
     assert acme.get_balance("acme").available == 990
 
 
-def test_a_foreign_charge_is_an_unknown_one(on: On, acme: SyncCreditService) -> None:
+def test_a_foreign_charge_is_an_unknown_one(on: Call, acme: SyncCreditService) -> None:
     """Another organization's id answers as any id that is not there."""
     place = charge(acme, 10)
     acme.grant_credits("other", 5)
@@ -590,7 +561,7 @@ def test_a_foreign_charge_is_an_unknown_one(on: On, acme: SyncCreditService) -> 
     assert (first["code"], first["status"]) == (second["code"], second["status"]) == ("transaction_not_found", 404)
 
 
-def test_grants_are_listed_and_voided_by_their_id(on: On, acme: SyncCreditService) -> None:
+def test_grants_are_listed_and_voided_by_their_id(on: Call, acme: SyncCreditService) -> None:
     """What is left goes, what is held stays with its hold; voiding again says so."""
     acme.reserve_credits(organization_id="acme", amount=10)
     (grant,) = on("grants", "list", "acme", "--json").data["items"]
@@ -608,7 +579,7 @@ def test_grants_are_listed_and_voided_by_their_id(on: On, acme: SyncCreditServic
     assert "has no grant" in refused(on("void", "acme", "nonsense", "--reason", "x"))
 
 
-def test_sweep_books_what_is_due(on: On, past: Callable[[datetime], SyncCreditService]) -> None:
+def test_sweep_books_what_is_due(on: Call, past: Callable[[datetime], SyncCreditService]) -> None:
     """Ended reservations and grants, and the holds whose provider never answered; a second sweep finds nothing."""
     then = past(datetime(2026, 1, 1, tzinfo=UTC))
     for name in ("acme", "beta"):
@@ -629,7 +600,7 @@ def test_sweep_books_what_is_due(on: On, past: Callable[[datetime], SyncCreditSe
 # -- reservations ------------------------------------------------------------------------------------------------
 
 
-def test_reservations_are_listed_by_state(on: On, acme: SyncCreditService) -> None:
+def test_reservations_are_listed_by_state(on: Call, acme: SyncCreditService) -> None:
     """Each with its id, amount and what became of it; --state may be given several times."""
     held = acme.reserve_credits(organization_id="acme", amount=7, agent_type="VideoAgent", action="generate_video")
     waits = acme.reserve_credits(organization_id="acme", amount=2)
@@ -652,7 +623,7 @@ def test_reservations_are_listed_by_state(on: On, acme: SyncCreditService) -> No
     assert "asleep" in refused(on("reservations", "list", "acme", "--state", "asleep"))
 
 
-def test_a_reservation_is_released_with_a_reason(on: On, acme: SyncCreditService) -> None:
+def test_a_reservation_is_released_with_a_reason(on: Call, acme: SyncCreditService) -> None:
     """Its credits are back; releasing again is harmless, a charged one is refused."""
     held = acme.reserve_credits(organization_id="acme", amount=7)
     assert "--reason" in refused(on("reservations", "release", "acme", held.id))
@@ -674,7 +645,7 @@ def test_a_reservation_is_released_with_a_reason(on: On, acme: SyncCreditService
 # -- mode "observe" ----------------------------------------------------------------------------------------------
 
 
-def test_observe_reports_what_would_have_been_refused(on: On, database_url: str, acme: SyncCreditService) -> None:
+def test_observe_reports_what_would_have_been_refused(on: Call, database_url: str, acme: SyncCreditService) -> None:
     """Counted by organization, reason, source and action; listed one by one with the sentence."""
     assert on("observe", "report").out == "Nothing would have been refused.\n"
     acme.set_limit("acme", amount=10, window="day", scope="user")

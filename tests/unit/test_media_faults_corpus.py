@@ -17,10 +17,23 @@ import pytest
 from agentcredits.media import FaultCategory, FaultRules, ProviderFault, classify_provider_error, load_fault_rules
 
 FOLDER = Path(__file__).parents[1] / "data/provider_messages"
-HOLDOUT = FOLDER / "holdout.jsonl"
+HOLDOUTS = [FOLDER / "holdout.jsonl", FOLDER / "holdout2.jsonl"]
 
 #: Without its own rule this message cannot be told from OpenAI's sentence and code for used-up credit.
 UNDECIDABLE = {"dashscope-07"}
+
+
+#: What is still wrong in the messages set aside; both figures of the first, unseen runs are in the folder's README.
+MISSED = {
+    "holdout": {"holdout-various-11"},  # a full job list, told by a number alone: nothing in the value says it failed
+    "holdout2": {
+        "holdout2-bedrock-02",  # a printed JavaScript error: neither its name nor its metadata look like an answer
+        "holdout2-elevenlabs-01",  # labelled as bad input; the corpus calls an unknown voice configuration
+        "holdout2-elevenlabs-03",  # "quota is exceeded or your API key is invalid"
+        "holdout2-various-08",  # a refused key that is worded as an invalid response
+        "holdout2-various-22",  # 503 of a relay that has no channel for the model
+    },
+}
 
 
 class FakeClientError(Exception):
@@ -31,7 +44,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [{"provider": path.stem, **json.loads(line)} for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-CORPUS = [entry for path in sorted(FOLDER.glob("*.jsonl")) if path != HOLDOUT for entry in read(path)]
+CORPUS = [entry for path in sorted(FOLDER.glob("*.jsonl")) if path not in HOLDOUTS for entry in read(path)]
+SET_ASIDE = {path.stem: read(path) for path in HOLDOUTS}
+ALL_MESSAGES = [*CORPUS, *(entry for entries in SET_ASIDE.values() for entry in entries)]
 PROVIDERS = sorted({entry["provider"] for entry in CORPUS})
 
 
@@ -49,6 +64,11 @@ def classify(entry: dict[str, Any], rules: FaultRules) -> ProviderFault:
     elif "text" in entry:
         exception = FakeClientError(entry["text"])
     return classify_provider_error(exception, provider=entry["provider"], rules=rules, **given)
+
+
+def answer(entry: dict[str, Any]) -> str:
+    """What was seen of the answer, to compare messages by."""
+    return json.dumps({name: entry.get(name) for name in ("body", "value", "text")}, sort_keys=True)
 
 
 def wrong(entries: Iterable[dict[str, Any]], rules: FaultRules) -> dict[str, tuple[str, str, str]]:
@@ -105,18 +125,33 @@ def test_leaving_a_provider_out_removes_its_rules(rules: FaultRules) -> None:
         assert any(provider in rule.providers for rule in rules.rules)
 
 
-def test_messages_set_aside_stay_understood(rules: FaultRules) -> None:
-    """The messages gathered after the rules were written: the README has the figure of the first, unseen run."""
-    entries = read(HOLDOUT)
-    assert len(entries) >= 60
-    assert not {entry["id"] for entry in entries} & {entry["id"] for entry in CORPUS}
-    # a job list that is full, told by a number alone: nothing in the value says that it failed
-    assert set(wrong(entries, rules)) == {"holdout-various-11"}
+@pytest.mark.parametrize(("name", "right_at_first"), [("holdout", 58), ("holdout2", 57)])
+def test_messages_set_aside_stay_understood(name: str, right_at_first: int, rules: FaultRules) -> None:
+    """The messages gathered after the rules were written: never worse than in the first, unseen run, misses named."""
+    entries = SET_ASIDE[name]
+    missed = wrong(entries, rules)
+    assert len(entries) - len(missed) >= right_at_first, missed
+    assert set(missed) == MISSED[name]
+
+
+def test_the_messages_set_aside_are_new_real_and_mostly_negative() -> None:
+    """Nobody counts a message twice: not an id, and not the same answer under another id."""
+    assert len({entry["id"] for entry in ALL_MESSAGES}) == len(ALL_MESSAGES)
+    seen = {answer(entry) for entry in CORPUS}
+    for entries in SET_ASIDE.values():
+        answers = {answer(entry) for entry in entries}
+        assert len(entries) >= 60
+        assert len(answers) == len(entries)
+        assert not answers & seen
+        assert all(entry["source"].startswith("https://") for entry in entries)
+        negatives = sum(entry["expect"] != FaultCategory.CREDITS_EXHAUSTED for entry in entries)
+        assert negatives / len(entries) >= 0.55
+        seen |= answers
 
 
 def test_no_refusal_lock_or_limit_is_taken_for_exhaustion(rules: FaultRules) -> None:
     """What the dry-run fallback and the sticky breaker hang on, over all messages; with and without the provider."""
-    for entry in [*CORPUS, *read(HOLDOUT)]:
+    for entry in ALL_MESSAGES:
         if entry["expect"] == FaultCategory.CREDITS_EXHAUSTED:
             continue
         assert classify(entry, rules).category != FaultCategory.CREDITS_EXHAUSTED, entry["id"]
@@ -129,7 +164,7 @@ def test_no_customer_message_names_a_supplier_or_an_address(rules: FaultRules) -
     """Two wallets: over all real messages, customers read our sentences and nothing of the raw message."""
     names = {word.lower() for provider in rules.providers.values() for word in (provider.name, provider.title)}
     seen: Counter[str] = Counter()
-    for entry in [*CORPUS, *read(HOLDOUT)]:
+    for entry in ALL_MESSAGES:
         fault = classify(entry, rules)
         seen[fault.customer_message] += 1
     assert len(seen) <= len(FaultCategory)

@@ -1,0 +1,60 @@
+"""The command line, called as a program is, and what it answered."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from agentcredits.cli import main
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        """What ``--json`` printed."""
+        return json.loads(self.out, parse_float=Decimal)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """What ``--csv`` printed."""
+        return list(csv.DictReader(io.StringIO(self.out)))
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of a bulk run: booked, already there, failed."""
+        return self.data["booked"], self.data["already_there"], self.data["failed"]
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Of a bulk run: messages by line."""
+        return {problem["line"]: problem["message"] for problem in self.data["problems"]}
+
+
+Call = Callable[..., Answer]
+
+
+def caller(capsys: pytest.CaptureFixture[str], *last: str) -> Call:
+    """Call the program with these words and, after them, ``last``."""
+
+    def call(*words: object) -> Answer:
+        code = main([*(str(word) for word in words), *last])
+        streams = capsys.readouterr()
+        return Answer(code, streams.out, streams.err)
+
+    return call
