@@ -83,6 +83,7 @@ def draw_picture(prompt: str) -> str:
 @tool("make_video")
 def make_video(prompt: str, seconds: int = 8, resolution: str = "1080p") -> str:
     """Makes a video."""
+    # Never reached: the story is that the video cannot be paid, so its plan comes back. A paid provider is not called.
     raise NotImplementedError("call a video provider here; the organization of the demo cannot pay for it")
 
 

@@ -118,6 +118,9 @@ class AssetGenerator:
         self._usd: dict[str, Decimal | None] = {}
         self._headed: set[str] = set()
 
+    # The next two are for subclasses to write, as in the class that this one grew from: only they know what to make and
+    # whom to ask. Not abstract methods: a generator that is only given a queue needs the second alone, a dry run none.
+
     # -- what a subclass says --------------------------------------------------------------------------------
 
     def get_generation_queue(self) -> Sequence[Mapping[str, Any]]:
