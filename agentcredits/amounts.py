@@ -114,6 +114,8 @@ def multiply_up(micros: int, quantity: Decimal) -> int:
     Raises:
         InvalidAmountError: the product is larger than an amount may be.
     """
+    if quantity == 1 and micros <= MAX_AMOUNT_MICROS:
+        return micros
     with localcontext() as context:
         context.prec = 128
         product = int((Decimal(micros) * quantity).to_integral_value(rounding=ROUND_CEILING))

@@ -58,6 +58,11 @@ def remove_hook(hook: Hook) -> None:
         _hooks.remove(hook)
 
 
+def listening() -> bool:
+    """Whether anybody would be told."""
+    return bool(_hooks)
+
+
 def fire(event: CreditEvent) -> None:
     """Tell every hook; never raises."""
     if event.name == "uncollected":

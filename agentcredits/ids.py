@@ -21,6 +21,7 @@ from agentcredits.errors import InvalidInputError
 MAX_TEXT_LENGTH: Final = 255
 MAX_METADATA_BYTES: Final = 8 * 1024
 
+_UUID_LENGTH: Final = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 
 
@@ -35,6 +36,8 @@ def check_text(value: Any, *, name: str, max_length: int = MAX_TEXT_LENGTH) -> s
     Raises:
         InvalidInputError: not a text, empty, too long, or with a NUL character or a lone surrogate.
     """
+    if type(value) is str and 0 < len(value) <= max_length and value.isascii() and "\x00" not in value:
+        return value  # nearly every text; what follows says what is wrong with the others
     if not isinstance(value, str):
         raise InvalidInputError(f"{name} must be a text, not {type(value).__name__}.", context={"parameter": name})
     if not value:
@@ -72,7 +75,7 @@ def scope_id(value: Any, *, name: str) -> str:
     if isinstance(value, uuid.UUID) or type(value).__name__ == "UUID":
         return str(value).lower()
     text = check_text(value, name=name)
-    return text.lower() if _UUID.fullmatch(text) else text
+    return text.lower() if len(text) == _UUID_LENGTH and _UUID.fullmatch(text) else text
 
 
 def optional_scope_id(value: Any, *, name: str) -> str | None:

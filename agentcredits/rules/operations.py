@@ -264,10 +264,13 @@ class Expire(Operation):
     """Book what is due and nothing else."""
 
 
+_encoder = json.JSONEncoder(default=str, separators=(",", ":"))
+
+
 def fingerprint(kind: str, *parts: object) -> str:
     """A short hash of an operation's payload, for telling a repeated call from another one under the same key.
 
     Not part of it: price, time-to-live, metadata, request_id, run_id (they may differ between two honest tries).
     """
-    text = json.dumps([kind, *parts], default=str, separators=(",", ":"), ensure_ascii=True)
+    text = _encoder.encode([kind, *parts])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

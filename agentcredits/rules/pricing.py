@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Final
 
 from agentcredits.amounts import MICROS_PER_CREDIT, from_micros, multiply_up, parse_decimal, to_micros
@@ -136,7 +137,7 @@ def price(
     if row.rule is not None:
         return _by_rule(row, name, context, quantity, dimensions, at, dated)
     try:
-        cost_micros = to_micros(row.cost, name="cost", allow_zero=True)
+        cost_micros = _cost_micros(row.cost)
     except InvalidAmountError as error:
         raise UnpricedActionError(
             f"the cost {row.cost!r} of {name} in agent_action_costs is not an amount of credits"
@@ -148,6 +149,12 @@ def price(
     if cost_micros == 0:
         return _free(row, name, context)
     return Price(multiply_up(cost_micros, quantity), as_of=dated)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _cost_micros(cost: Any) -> int:
+    """A flat cost as it was read; remembered, because every charge of the action asks again."""
+    return to_micros(cost, name="cost", allow_zero=True)
 
 
 def _by_rule(

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -113,6 +113,7 @@ class Runner:
         self._gate = Gate()
         self._readers: ThreadPoolExecutor | None = None
         self._readers_lock = threading.RLock()
+        self._readings: dict[tuple[asyncio.AbstractEventLoop, Hashable], asyncio.Future[Any]] = {}
         self._background: dict[int, Pending] = {}
         self._keeper = Keeper(self._submit)
         self._lanes = Lanes(
@@ -327,9 +328,24 @@ class Runner:
         with self._gate, self._exclusive(), self.engine.connect() as connection:
             return function(connection)
 
-    async def aread(self, function: Callable[[Connection], T], *, organization_id: str | None = None) -> T:
-        """Run a read in a private thread, the caller's contextvars copied."""
-        return await self.acall(lambda: self.read(function, organization_id=organization_id))
+    async def aread(
+        self, function: Callable[[Connection], T], *, organization_id: str | None = None, topic: Hashable = None
+    ) -> T:
+        """Run a read in a private thread, the caller's contextvars copied; one for all who ask for its topic now."""
+        if topic is None:
+            return await self.acall(lambda: self.read(function, organization_id=organization_id))
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        place = (loop, topic)
+        reading: asyncio.Future[T] | None = self._readings.get(place)
+        if reading is None:
+            context = contextvars.copy_context()
+            reading = loop.run_in_executor(self._executor(), context.run, lambda: self.read(function))
+            self._readings[place] = reading
+            reading.add_done_callback(lambda _: self._readings.pop(place, None))
+        # One asker's cancellation must not be the others'.
+        return await asyncio.shield(reading)
 
     async def acall(self, function: Callable[[], T]) -> T:
         """Run a blocking function in a private thread, the caller's contextvars copied."""

@@ -6,7 +6,7 @@ The blocking door, the coroutine door and the door onto the caller's own connect
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,10 +33,14 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Run a read; answered with what it returns."""
+    """Run a read; answered with what it returns.
+
+    Coroutines of one loop that ask for reads of the same ``topic`` at the same time share one.
+    """
 
     function: Callable[[Connection], Any]
     organization_id: str | None = None
+    topic: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import TypeVar
 
 from agentcredits.clock import as_utc, host_now
@@ -47,7 +48,7 @@ def fingerprint(
 ) -> str:
     """By amount where the caller gave one, by action where the price was looked up (it may change between tries)."""
     scopes = activity.scopes
-    return ops.fingerprint(
+    return _same_again(
         kind,
         organization_id,
         scopes.project_id,
@@ -60,6 +61,10 @@ def fingerprint(
         activity.dimensions_json,
         overage,
     )
+
+
+#: Most charges of a process repeat a payload that it has charged a moment ago.
+_same_again = lru_cache(maxsize=1024, typed=True)(ops.fingerprint)
 
 
 def ttl(ttl: timedelta) -> timedelta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from agentcredits import hooks
 from agentcredits.clock import Clock
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from agentcredits.settings import Settings
 
 T = TypeVar("T")
+
+_NO_SCOPES: Final = Scopes()
 
 
 class Doors:
@@ -128,8 +130,8 @@ class Doors:
                 return await runner.apost(operation)
             case Settle(operation):
                 return await runner.asettle(operation)
-            case Read(function, organization_id):
-                return await runner.aread(function, organization_id=organization_id)
+            case Read(function, organization_id, topic):
+                return await runner.aread(function, organization_id=organization_id, topic=topic)
             case Write():
                 return await runner.acall(lambda: self._perform(effect))
 
@@ -185,6 +187,8 @@ class Doors:
     @staticmethod
     def tell_beside(organization_id: str, outcome: Outcome) -> None:
         """Fire the hooks of what an operation brought about beside its record: crossings, observed denials."""
+        if not outcome.crossings and not outcome.denials:
+            return
         events = [
             hooks.CreditEvent(
                 "limit_crossed", organization_id, crossing=limit_records.public_crossing(organization_id, crossed)
@@ -197,8 +201,7 @@ class Doors:
             )
             for denied in outcome.denials
         ]
-        if events:
-            session.tell(events)
+        session.tell(events)
 
     def _would_refuse(self, scopes: Scopes, refusal: CreditsError | None) -> CreditsError | None:
         """What mode "observe" only records; any other mode refuses a charge that lacks a required scope.
@@ -224,7 +227,9 @@ class Doors:
     def _scopes(self, owner: str, project_id: object, department_id: object, user_id: object) -> Scopes:
         """The scopes given; what is not given comes from the current context, if it is of the same organization."""
         context = current_context()
-        known = context.scopes if context is not None and context.organization_id == owner else Scopes()
+        known = context.scopes if context is not None and context.organization_id == owner else _NO_SCOPES
+        if project_id is None and department_id is None and user_id is None:
+            return known
         return Scopes(
             project_id=optional_scope_id(project_id, name="project_id") or known.project_id,
             department_id=optional_scope_id(department_id, name="department_id") or known.department_id,
@@ -256,7 +261,7 @@ class Doors:
             quantity=None if quantity is None else price_rules.parse_quantity(quantity),
             dimensions_json=encode_json(dimensions, name="dimensions"),
             metadata_json=encode_json(metadata, name="metadata"),
-            scopes=scopes or Scopes(),
+            scopes=scopes or _NO_SCOPES,
             pricing=pricing,
         )
 
@@ -279,8 +284,11 @@ class Doors:
         return records.public_grant(organization_id, outcome.record, replayed=outcome.replayed)
 
     def _tell_transaction(self, name: Literal["charged", "refunded"], transaction: Transaction) -> None:
+        uncollected = transaction.uncollected_micros and transaction.pricing is not Pricing.OBSERVED
+        if not uncollected and not hooks.listening():
+            return
         events = [hooks.CreditEvent(name, transaction.organization_id, transaction=transaction)]
-        if transaction.uncollected_micros and transaction.pricing is not Pricing.OBSERVED:
+        if uncollected:
             events.append(hooks.CreditEvent("uncollected", transaction.organization_id, transaction=transaction))
         session.tell(events)
 

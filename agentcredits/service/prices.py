@@ -102,12 +102,15 @@ class Prices(Doors):
         )
         known = self._prices.get(place, self.clock)
         if known is None:
-            started = time.monotonic()
-            known = yield Read(lambda connection: prices.read_candidates(connection, *place, self.clock))
+            started, generation = time.monotonic(), self._prices.generation
+            known = yield Read(
+                lambda connection: prices.read_candidates(connection, *place, self.clock),
+                topic=(self._prices, generation, place),
+            )
             rows, now = known
             if not session.is_charging():
                 # What the caller's open transaction sees may never be committed.
-                self._prices.put(place, rows, now, started)
+                self._prices.put(place, rows, now, started, generation)
         rows, now = known
         return price_rules.choose(rows, now), now
 

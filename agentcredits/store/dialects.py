@@ -6,7 +6,6 @@ connections; the statements here run on those too.
 
 from __future__ import annotations
 
-import random
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +41,7 @@ from agentcredits.errors import ConfigurationError
 from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits
 
 Rows = Sequence[Mapping[str, Any]]
+Columns = Mapping[str, Sequence[Any]]
 #: A row as SQLAlchemy or a driver of its own gives it (a RowMapping is not a Mapping to type checkers).
 RowLike = RowMapping | Mapping[str, Any]
 
@@ -50,13 +50,22 @@ RowLike = RowMapping | Mapping[str, Any]
 class Write:
     """Rows to insert, or (with ``keys``) to update by those columns; all rows have the same columns in one order.
 
-    With ``adds`` a row that is there already is not replaced: these columns are added to it.
+    The rows come one by one, or (where there are many) as columns of equal length; there is at least one. With ``adds``
+    a row that is there already is not replaced: these columns are added to it.
     """
 
     table: Table
-    rows: Rows
+    rows: Rows | Columns
     keys: tuple[str, ...] = ()
     adds: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> Columns:
+        """The rows as columns."""
+        if isinstance(self.rows, Mapping):
+            return self.rows
+        columns = zip(*(row.values() for row in self.rows), strict=True)
+        return dict(zip(self.rows[0], columns, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,33 +219,31 @@ class StoreDialect:
         """Lock the account until the transaction ends, then read its open grants and the clock."""
         place = {"organization": organization_id}
         account = connection.execute(ACCOUNT, place).mappings().first()
-        grants = connection.execute(_OPEN_GRANTS, place).mappings().all()
+        grants = connection.execute(OPEN_GRANTS, place).mappings().all()
         has_limits = connection.execute(HAS_LIMITS, place).scalar_one()
         return Opened(account, grants, self.now(connection), bool(has_limits))
 
     def write(self, connection: Connection, writes: Sequence[Write]) -> None:
         """Do all the writes of a posting, in order."""
         for entry in writes:
+            columns = entry.columns
+            names = tuple(columns)
             if entry.adds:
-                connection.execute(_add_by_key(entry.table, entry.keys, entry.adds), list(entry.rows))
+                statement: Any = _add_by_key(entry.table, names, entry.keys, entry.adds)
             elif entry.keys:
-                values = [name for name in entry.rows[0] if name not in entry.keys]
-                connection.execute(
-                    _update_by_key(entry.table, entry.keys, tuple(values)),
-                    [
-                        {(f"k_{name}" if name in entry.keys else f"v_{name}"): value for name, value in row.items()}
-                        for row in entry.rows
-                    ],
-                )
+                statement = _update_by_key(entry.table, names, entry.keys)
+                names = tuple(f"b_{name}" for name in names)
             else:
-                connection.execute(insert(entry.table), list(entry.rows))
+                statement = insert(entry.table)
+            connection.execute(
+                statement, [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            )
 
 
 @lru_cache(maxsize=64)
-def _add_by_key(table: Table, keys: tuple[str, ...], adds: tuple[str, ...]) -> TextClause:
-    columns = [column.name for column in table.columns]
+def _add_by_key(table: Table, names: tuple[str, ...], keys: tuple[str, ...], adds: tuple[str, ...]) -> TextClause:
     return text(
-        f"INSERT INTO {table.name} AS t ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})"  # noqa: S608
+        f"INSERT INTO {table.name} AS t ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"  # noqa: S608
         + on_conflict_add(keys, adds)
     )
 
@@ -252,58 +259,16 @@ def on_conflict_add(keys: tuple[str, ...], adds: tuple[str, ...]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _update_by_key(table: Table, keys: tuple[str, ...], values: tuple[str, ...]) -> Any:
-    statement = update(table).values({name: bindparam(f"v_{name}") for name in values})
+def _update_by_key(table: Table, names: tuple[str, ...], keys: tuple[str, ...]) -> Any:
+    # SQLAlchemy keeps the columns' own names for what it sets.
+    statement = update(table).values({name: bindparam(f"b_{name}") for name in names if name not in keys})
     for key in keys:
-        statement = statement.where(table.c[key] == bindparam(f"k_{key}"))
+        statement = statement.where(table.c[key] == bindparam(f"b_{key}"))
     return statement
 
 
-class SQLiteDialect(StoreDialect):
-    """SQLite: one writer at a time, BEGIN IMMEDIATE for every write."""
-
-    name = "sqlite"
-    mixes_accounts = True
-
-    def begin_write(self, connection: Connection, timeout_seconds: float) -> None:
-        """BEGIN IMMEDIATE, tried again at short random intervals.
-
-        SQLite's own waiting sleeps longer and longer, so that a process which writes without a pause starves all
-        others; a short look finds the gap between two of its transactions.
-        """
-        raw: Any = connection.connection.dbapi_connection
-        if raw.in_transaction:
-            # An engine of the user's may begin (deferred) by itself; nothing has happened in it yet.
-            raw.rollback()
-        cursor = raw.cursor()
-        (own_waiting_ms,) = cursor.execute("PRAGMA busy_timeout").fetchone()
-        cursor.execute("PRAGMA busy_timeout = 0")
-        deadline = time.monotonic() + timeout_seconds
-        try:
-            while time.monotonic() < deadline:
-                try:
-                    cursor.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError as error:
-                    if "locked" not in str(error):
-                        break
-                    time.sleep(random.uniform(0.00005, 0.0006))
-                else:
-                    return
-            # Once more through SQLAlchemy, so that the error comes out as every other one does.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout = {own_waiting_ms}")
-            cursor.close()
-
-    def begin_read(self, connection: Connection) -> None:
-        """A deferred transaction: the first SELECT fixes what all of them see."""
-        raw: Any = connection.connection.dbapi_connection
-        if not raw.in_transaction:
-            connection.exec_driver_sql("BEGIN")
-
-
 ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id == bindparam("organization"))
-_OPEN_GRANTS: Final = select(credit_grants).where(
+OPEN_GRANTS: Final = select(credit_grants).where(
     credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open
 )
 HAS_LIMITS: Final = select(exists().where(credit_limits.c.organization_id == bindparam("organization")))
@@ -319,12 +284,16 @@ def dialect_of(connection: Connection | Engine) -> StoreDialect:
     known = _DIALECTS.get(name)
     if known is not None:
         return known
-    if name != "postgresql":
-        raise ConfigurationError(f"the database {name!r} is not supported: use SQLite or PostgreSQL.")
-    # Imported by whoever uses it.
-    from agentcredits.store.postgresql import PostgreSQLDialect
+    # Each is imported by whoever uses it.
+    if name == "sqlite":
+        from agentcredits.store.sqlite import SQLiteDialect
 
-    return _DIALECTS.setdefault(name, PostgreSQLDialect())
+        return _DIALECTS.setdefault(name, SQLiteDialect())
+    if name == "postgresql":
+        from agentcredits.store.postgresql import PostgreSQLDialect
+
+        return _DIALECTS.setdefault(name, PostgreSQLDialect())
+    raise ConfigurationError(f"the database {name!r} is not supported: use SQLite or PostgreSQL.")
 
 
-_DIALECTS: Final[dict[str, StoreDialect]] = {"sqlite": SQLiteDialect()}
+_DIALECTS: Final[dict[str, StoreDialect]] = {}

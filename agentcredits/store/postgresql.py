@@ -89,15 +89,13 @@ class PostgreSQLDialect(StoreDialect):
         parameters: dict[str, Any] = {}
         arrays: dict[tuple[str, tuple[Any, ...]], str] = {}
         for place, entry in enumerate(writes):
-            names = tuple(entry.rows[0])
             forms: list[tuple[str, _Form, str]] = []
-            columns = zip(*(row.values() for row in entry.rows), strict=True)
-            for name, column in zip(names, columns, strict=True):
+            for name, column in entry.columns.items():
                 parameter = _parameter(place, name)
                 value = column[0]
                 if column.count(value) < len(column):
-                    parameter = arrays.setdefault((_array_type(entry.table, name), column), parameter)
-                    parameters[parameter] = list(column)
+                    parameter = arrays.setdefault((_array_type(entry.table, name), tuple(column)), parameter)
+                    parameters[parameter] = column
                     forms.append((name, "array", parameter))
                 elif value is None:
                     forms.append((name, "null", ""))
@@ -107,9 +105,25 @@ class PostgreSQLDialect(StoreDialect):
             shape.append((entry.table, entry.keys, entry.adds, tuple(forms)))
         if is_own(connection):
             # The same statement without SQLAlchemy's own work on fifty parameters.
+            for parameter in arrays.values():
+                parameters[parameter] = _array_literal(parameters[parameter])
             run_raw(connection, (_write_sql(tuple(shape), "%({})s"), parameters))
         else:
+            for parameter in arrays.values():
+                parameters[parameter] = list(parameters[parameter])
             connection.execute(_write_statement(tuple(shape)), parameters)
+
+
+def _array_literal(column: Sequence[Any]) -> Any:
+    """An array as the text that PostgreSQL reads, where that is simple: psycopg looks at every single element."""
+    first = column[0]
+    if type(first) is str and None not in column:
+        elements = '","'.join(column)
+        if "\\" not in elements and elements.count('"') == 2 * (len(column) - 1):
+            return f'{{"{elements}"}}'
+    elif type(first) is int and None not in column:
+        return f"{{{','.join(map(str, column))}}}"
+    return list(column)
 
 
 _Form = Literal["null", "value", "array"]

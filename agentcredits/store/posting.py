@@ -159,16 +159,13 @@ def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -
         Write(credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants)], key),
         Write(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)]),
         Write(credit_reservations, [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds)], key),
-        Write(credit_transactions, [records.row_values(owner, row) for row in rows]),
-        Write(
-            credit_transaction_allocations,
-            [values for row in rows for values in records.allocation_values(owner, row)],
-        ),
+        Write(credit_transactions, records.row_columns(owner, rows)),
+        Write(credit_transaction_allocations, records.allocation_columns(owner, rows)),
         Write(credit_transaction_details, [values for values in details if values is not None]),
-        Write(idempotency_keys, [records.key_values(owner, keys[place]) for place in sorted(changes.new_keys)]),
+        Write(idempotency_keys, records.key_columns(owner, map(keys.__getitem__, sorted(changes.new_keys)))),
         Write(
             idempotency_keys,
-            [records.key_values(owner, keys[place]) for place in sorted(changes.keys)],
+            records.key_columns(owner, map(keys.__getitem__, sorted(changes.keys))),
             ("organization_id", "kind", "key"),
         ),
         Write(

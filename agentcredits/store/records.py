@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any
@@ -25,7 +26,7 @@ from agentcredits.rules.state import (
     KeyState,
     Row,
 )
-from agentcredits.store.dialects import RowLike
+from agentcredits.store.dialects import Columns, RowLike
 
 Values = dict[str, Any]
 
@@ -87,6 +88,9 @@ _ROW_PLAIN = (
     "uncollected_micros",
     "late",
 )
+#: As stored: the texts of the words in place of the enumerations.
+_ROW_STORED = ("type", "pricing", *_ROW_PLAIN)
+_KEY = ("kind", "key", "fingerprint", "result_id", "created_at")
 _DETAILS = ("user_id", "request_id", "reason", "dimensions", "metadata")
 _ROW_PUBLIC = (*_ROW_PLAIN, "user_id", "request_id", "reason")
 _HOLD_PUBLIC = tuple(name for name in _HOLD_PLAIN if name not in ("dimensions", "metadata", "observed"))
@@ -108,7 +112,8 @@ _account_counters = attrgetter(*_ACCOUNT_COUNTERS)
 _hold_plain = attrgetter(*_HOLD_PLAIN)
 _hold_public = attrgetter(*_HOLD_PUBLIC)
 _hold_changing = attrgetter(*_HOLD_CHANGING)
-_row_plain = attrgetter(*_ROW_PLAIN)
+_row_stored = attrgetter("type._value_", "pricing._value_", *_ROW_PLAIN)
+_key = attrgetter(*_KEY)
 _row_public = attrgetter(*_ROW_PUBLIC)
 _details = attrgetter(*_DETAILS)
 
@@ -258,28 +263,19 @@ def read_row(row: RowLike, allocations: tuple[Allocation, ...]) -> Row:
     return Row(type=TransactionType(row["type"]), pricing=Pricing(row["pricing"]), allocations=allocations, **plain)
 
 
-def row_values(organization_id: str, row: Row) -> Values:
-    """A whole credit_transactions row."""
-    return {
-        "organization_id": organization_id,
-        "type": row.type.value,
-        "pricing": row.pricing.value,
-        **dict(zip(_ROW_PLAIN, _row_plain(row), strict=True)),
-    }
+def row_columns(organization_id: str, rows: Sequence[Row]) -> Columns:
+    """Whole credit_transactions rows."""
+    return _columns(organization_id, _ROW_STORED, map(_row_stored, rows))
 
 
-def allocation_values(organization_id: str, row: Row) -> list[Values]:
-    """The credit_transaction_allocations rows of a ledger row."""
-    return [
-        {
-            "organization_id": organization_id,
-            "transaction_id": row.id,
-            "position": position,
-            "grant_id": part.grant_id,
-            "amount_micros": part.amount_micros,
-        }
+def allocation_columns(organization_id: str, rows: Sequence[Row]) -> Columns:
+    """The credit_transaction_allocations rows of ledger rows."""
+    parts = [
+        (row.id, position, part.grant_id, part.amount_micros)
+        for row in rows
         for position, part in enumerate(row.allocations)
     ]
+    return _columns(organization_id, ("transaction_id", "position", "grant_id", "amount_micros"), parts)
 
 
 def detail_values(organization_id: str, row: Row) -> Values | None:
@@ -312,16 +308,15 @@ def read_key(row: RowLike) -> KeyState:
     return KeyState(row["kind"], row["key"], row["fingerprint"], row["result_id"], row["created_at"])
 
 
-def key_values(organization_id: str, key: KeyState) -> Values:
-    """A whole idempotency_keys row."""
-    return {
-        "organization_id": organization_id,
-        "kind": key.kind,
-        "key": key.key,
-        "fingerprint": key.fingerprint,
-        "result_id": key.result_id,
-        "created_at": key.created_at,
-    }
+def key_columns(organization_id: str, keys: Iterable[KeyState]) -> Columns:
+    """Whole idempotency_keys rows."""
+    return _columns(organization_id, _KEY, map(_key, keys))
+
+
+def _columns(organization_id: str, names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> Columns:
+    """Rows of one organization as columns; none: no columns."""
+    found = dict(zip(names, zip(*rows, strict=True), strict=False))
+    return {"organization_id": (organization_id,) * len(found[names[0]]), **found} if found else {}
 
 
 def _decimal(value: Any) -> Decimal | None:

@@ -1,0 +1,181 @@
+"""SQLite: one writer at a time, and statements on sqlite3's own cursor, where SQLAlchemy's part would cost the most."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final, cast
+
+from sqlalchemy import Boolean, Connection, Select, Table
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite as sqlite3_dialect
+from sqlalchemy.exc import DBAPIError
+
+from agentcredits.store.columns import ExactNumeric, UtcDateTime
+from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, OPEN_GRANTS, Opened, StoreDialect, Write, on_conflict_add
+
+
+class SQLiteDialect(StoreDialect):
+    """SQLite: BEGIN IMMEDIATE for every write."""
+
+    name = "sqlite"
+    mixes_accounts = True
+
+    def begin_write(self, connection: Connection, timeout_seconds: float) -> None:
+        """BEGIN IMMEDIATE, tried again at short random intervals.
+
+        SQLite's own waiting sleeps longer and longer, so that a process which writes without a pause starves all
+        others; a short look finds the gap between two of its transactions.
+        """
+        raw: Any = connection.connection.dbapi_connection
+        if raw.in_transaction:
+            # An engine of the user's may begin (deferred) by itself; nothing has happened in it yet.
+            raw.rollback()
+        cursor = raw.cursor()
+        (own_waiting_ms,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        cursor.execute("PRAGMA busy_timeout = 0")
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            while time.monotonic() < deadline:
+                try:
+                    cursor.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error):
+                        break
+                    time.sleep(random.uniform(0.00005, 0.0006))
+                else:
+                    return
+            # Once more through SQLAlchemy, so that the error comes out as every other one does.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {own_waiting_ms}")
+            cursor.close()
+
+    def begin_read(self, connection: Connection) -> None:
+        """A deferred transaction: the first SELECT fixes what all of them see."""
+        raw: Any = connection.connection.dbapi_connection
+        if not raw.in_transaction:
+            connection.exec_driver_sql("BEGIN")
+
+    def open_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Opened:
+        """The transaction has the lock already."""
+        if not is_own(connection):
+            return super().open_account(connection, organization_id, timeout_seconds)
+        accounts = _read(connection, _ACCOUNT, organization_id)
+        grants = _read(connection, _GRANTS, organization_id)
+        ((has_limits,),) = run_raw(connection, _LIMITS_SQL, (organization_id,))
+        return Opened(accounts[0] if accounts else None, grants, self.now(connection), bool(has_limits))
+
+    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
+        """All writes of a posting, a statement for each table."""
+        if not is_own(connection):
+            super().write(connection, writes)
+            return
+        for entry in writes:
+            columns = entry.columns
+            names = tuple(columns)
+            if entry.keys and not entry.adds:
+                # The key comes last, as in the statement.
+                names = (*(name for name in names if name not in entry.keys), *entry.keys)
+            rows = zip(*(_stored(entry.table, name, columns[name]) for name in names), strict=True)
+            run_raw(connection, _write_sql(entry.table, names, entry.keys, entry.adds), list(rows), many=True)
+
+
+def is_own(connection: Connection) -> bool:
+    """Whether sqlite3's own cursor can be used: not in a session of the caller's, which may run another driver."""
+    return connection.dialect.driver == "pysqlite" and not connection.in_nested_transaction()
+
+
+def run_raw(connection: Connection, sql: str, parameters: Sequence[Any], *, many: bool = False) -> list[Any]:
+    """Run a statement on sqlite3's own cursor; SQLAlchemy's errors stay.
+
+    Raises:
+        DBAPIError: as ``Connection.execute`` would.
+    """
+    if not connection.in_transaction():
+        # SQLAlchemy has to know that there is something to end.
+        connection.begin()
+    raw: Any = connection.connection.dbapi_connection
+    try:
+        if many:
+            raw.executemany(sql, parameters)
+            return []
+        return cast("list[Any]", raw.execute(sql, parameters).fetchall())
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(
+            sql, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
+
+
+# The names below come from the declared tables and never from a caller; values are parameters (S608).
+@lru_cache(maxsize=256)
+def _write_sql(table: Table, names: tuple[str, ...], keys: tuple[str, ...], adds: tuple[str, ...]) -> str:
+    if keys and not adds:
+        values = ", ".join(f"{name} = ?" for name in names if name not in keys)
+        return f"UPDATE {table.name} SET {values} WHERE {' AND '.join(f'{key} = ?' for key in keys)}"  # noqa: S608
+    places = ", ".join("?" * len(names))
+    insertion = f"INSERT INTO {table.name} AS t ({', '.join(names)}) VALUES ({places})"  # noqa: S608
+    return insertion + on_conflict_add(keys, adds) if adds else insertion
+
+
+# -- values, as SQLAlchemy's types store them --------------------------------------------------------------------
+
+
+def _stored(table: Table, name: str, column: Sequence[Any]) -> Sequence[Any]:
+    to_text = _to_text(table, name)
+    if to_text is None:
+        return column
+    # Most of a posting's times and quantities are the same.
+    known = {value: to_text(value) for value in set(column) if value is not None}
+    return [known.get(value) for value in column]
+
+
+@lru_cache(maxsize=256)
+def _to_text(table: Table, name: str) -> Callable[[Any], str] | None:
+    kind = table.c[name].type
+    if isinstance(kind, UtcDateTime):
+        return _time_text
+    return "{:f}".format if isinstance(kind, ExactNumeric) else None
+
+
+def _time_text(value: datetime) -> str:
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+class _Reading:
+    """A statement on one table, as sqlite3 takes it, and what its columns are."""
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self.sql = str(statement.compile(dialect=_SQLITE3))
+        self.names = [column.name for column in statement.selected_columns]
+        kinds = [column.type for column in statement.selected_columns]
+        self.times = [name for name, kind in zip(self.names, kinds, strict=True) if isinstance(kind, UtcDateTime)]
+        self.flags = [name for name, kind in zip(self.names, kinds, strict=True) if isinstance(kind, Boolean)]
+
+    def rows(self, found: Sequence[Sequence[Any]]) -> Iterator[Mapping[str, Any]]:
+        """The rows that sqlite3 gave, as SQLAlchemy would give them."""
+        for values in found:
+            row = dict(zip(self.names, values, strict=True))
+            for name in self.times:
+                if row[name] is not None:
+                    row[name] = _time(row[name])
+            for name in self.flags:
+                row[name] = bool(row[name])
+            yield row
+
+
+def _read(connection: Connection, reading: _Reading, organization_id: str) -> list[Mapping[str, Any]]:
+    return list(reading.rows(run_raw(connection, reading.sql, (organization_id,))))
+
+
+_SQLITE3: Final = sqlite3_dialect(paramstyle="qmark")
+_ACCOUNT: Final = _Reading(ACCOUNT)
+_GRANTS: Final = _Reading(OPEN_GRANTS)
+_LIMITS_SQL: Final = str(HAS_LIMITS.compile(dialect=_SQLITE3))
