@@ -33,7 +33,7 @@ from agentcredits.runner.pending import Answer, AsyncPending, Pending
 from agentcredits.store import upgrade
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import Fault, classify, translate
-from agentcredits.store.posting import post
+from agentcredits.store.posting import decide_all
 
 if TYPE_CHECKING:
     import asyncio
@@ -283,7 +283,7 @@ class Runner:
         fresh, attempts.fresh = attempts.fresh, False
         with self._gate, self._exclusive(), self.engine.connect() as connection:
             self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
-            outcomes = post(
+            decided = decide_all(
                 connection,
                 operations,
                 clock=self.clock,
@@ -291,11 +291,13 @@ class Runner:
                 lock_timeout_seconds=self._limits.lock_timeout_seconds,
             )
             try:
+                # Where it can, COMMIT goes out with the writes.
+                self.dialect.write(connection, decided.writes, last=True)
                 connection.commit()
             except SQLAlchemyError:
                 attempts.ambiguous = True
                 raise
-            return outcomes
+            return decided.outcomes
 
     # -- reads -----------------------------------------------------------------------------------------------
 

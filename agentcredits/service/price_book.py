@@ -41,9 +41,7 @@ class PriceBook:
             return None
         return rows, clock.now() if clock is not None else read_at + timedelta(seconds=age_seconds)
 
-    def put(
-        self, place: Place, rows: tuple[CostRow, ...], read_at: datetime, started: float, generation: int
-    ) -> None:
+    def put(self, place: Place, rows: tuple[CostRow, ...], read_at: datetime, started: float, generation: int) -> None:
         """Remember rows that were read by a statement which began at ``started`` (monotonic), in ``generation``."""
         if generation != self.generation:
             # A price was set while they were read.

@@ -223,8 +223,14 @@ class StoreDialect:
         has_limits = connection.execute(HAS_LIMITS, place).scalar_one()
         return Opened(account, grants, self.now(connection), bool(has_limits))
 
-    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
-        """Do all the writes of a posting, in order."""
+    def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
+        """Do all the writes of a posting, in order.
+
+        Args:
+            connection: In the posting's transaction.
+            writes: What to write.
+            last: Whether the caller commits next, so that COMMIT may go out together with the writes.
+        """
         for entry in writes:
             columns = entry.columns
             names = tuple(columns)

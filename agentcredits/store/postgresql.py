@@ -77,8 +77,8 @@ class PostgreSQLDialect(StoreDialect):
         grants = [row for row in rows if row["id"] is not None]
         return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"])
 
-    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
-        """All writes of a posting in one statement, however many rows.
+    def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
+        """All writes of a posting in one statement, however many rows; with ``last``, COMMIT goes out with it.
 
         What is the same in all rows of a table is sent once, as a plain value; what differs as an array, and an array
         that several columns have in common (ids, keys) once for all of them.
@@ -107,7 +107,7 @@ class PostgreSQLDialect(StoreDialect):
             # The same statement without SQLAlchemy's own work on fifty parameters.
             for parameter in arrays.values():
                 parameters[parameter] = _array_literal(parameters[parameter])
-            run_raw(connection, (_write_sql(tuple(shape), "%({})s"), parameters))
+            run_raw(connection, (_write_sql(tuple(shape), "%({})s"), parameters), last=last)
         else:
             for parameter in arrays.values():
                 parameters[parameter] = list(parameters[parameter])
@@ -142,7 +142,7 @@ def _write_sql(shape: tuple[_Part, ...], placeholder: str) -> str:
     parts = [_write_part(table, keys, adds, forms, placeholder) for table, keys, adds, forms in shape]
     if len(parts) == 1:
         return parts[0]
-    return "WITH " + ", ".join(f"w{place} AS ({part})" for place, part in enumerate(parts)) + " SELECT 1"
+    return "WITH " + ", ".join(f"w{place} AS ({part})" for place, part in enumerate(parts)) + " SELECT"
 
 
 def _parameter(place: int, name: str) -> str:
@@ -200,10 +200,13 @@ _ARRAY_TYPES: Final = (
 )
 
 
-def run_raw(connection: Connection, *statements: tuple[str, Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
+def run_raw(
+    connection: Connection, *statements: tuple[str, Mapping[str, Any]], last: bool = False
+) -> list[list[dict[str, Any]]]:
     """Run statements on psycopg's own connection, in one round trip where libpq can; rows as mappings, times in UTC.
 
     SQLAlchemy's part costs more than a statement of ours does. Its errors and its handling of lost connections stay.
+    With ``last`` the transaction is committed in the same round trip where that can be done; the caller commits anyway.
 
     Raises:
         DBAPIError: as ``Connection.execute`` would.
@@ -215,12 +218,14 @@ def run_raw(connection: Connection, *statements: tuple[str, Mapping[str, Any]]) 
         # psycopg begins by itself; SQLAlchemy has to know that there is something to end.
         connection.begin()
     try:
-        if len(statements) == 1 or not psycopg.Pipeline.is_supported():
+        if not (last or len(statements) > 1) or not psycopg.Pipeline.is_supported():
             cursors = [raw.execute(sql, parameters) for sql, parameters in statements]
         else:
             with raw.pipeline():
                 cursors = [raw.execute(sql, parameters) for sql, parameters in statements]
-        return [_rows(cursor) for cursor in cursors]
+                if last:
+                    raw.execute("COMMIT")  # commit() would wait for an answer of its own
+        return [_rows(sql, cursor) for (sql, _), cursor in zip(statements, cursors, strict=True)]
     except psycopg.Error as error:
         lost = connection.dialect.is_disconnect(cast("Any", error), raw, None)
         if lost:
@@ -236,10 +241,16 @@ def run_raw(connection: Connection, *statements: tuple[str, Mapping[str, Any]]) 
         ) from error
 
 
-def _rows(cursor: Any) -> list[dict[str, Any]]:
-    if cursor.description is None:
+#: The columns of our few reading statements: psycopg describes them anew with every result.
+_names: Final[dict[str, list[str]]] = {}
+
+
+def _rows(sql: str, cursor: Any) -> list[dict[str, Any]]:
+    if not cursor.pgresult.nfields:
         return []
-    names = [column.name for column in cursor.description]
+    names = _names.get(sql)
+    if names is None:
+        names = _names[sql] = [column.name for column in cursor.description]
     return [
         {
             name: value.astimezone(UTC) if isinstance(value, datetime) else value

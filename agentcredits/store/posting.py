@@ -6,7 +6,7 @@ The caller begins and ends the transaction. A single call is a batch of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -37,6 +37,18 @@ from agentcredits.store.tables import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What operations come to, and the writes that book it.
+
+    ``outcomes`` answers each operation, in order. Their records are snapshots: later operations of the batch do not
+    show.
+    """
+
+    outcomes: list[Outcome]
+    writes: list[Write]
+
+
 def post(
     connection: Connection,
     operations: Sequence[Operation],
@@ -45,7 +57,21 @@ def post(
     fresh: bool = True,
     lock_timeout_seconds: float | None = None,
 ) -> list[Outcome]:
-    """Decide and book operations in order; answer each, refusals included.
+    """Decide operations in order and book them; answer each, refusals included. See :func:`decide_all`."""
+    decided = decide_all(connection, operations, clock=clock, fresh=fresh, lock_timeout_seconds=lock_timeout_seconds)
+    dialect_of(connection).write(connection, decided.writes)
+    return decided.outcomes
+
+
+def decide_all(
+    connection: Connection,
+    operations: Sequence[Operation],
+    *,
+    clock: Clock | None = None,
+    fresh: bool = True,
+    lock_timeout_seconds: float | None = None,
+) -> Decided:
+    """Lock, load, and decide operations in order; what is to be written is the caller's last statement.
 
     Args:
         connection: In a write transaction that the caller commits. On PostgreSQL all operations name one account.
@@ -53,9 +79,6 @@ def post(
         clock: Replaces the database's clock.
         fresh: False when this is a repeated try whose first answer was lost.
         lock_timeout_seconds: How long to wait for an account's row; None: as the connection is set.
-
-    Returns:
-        One outcome per operation, in order. Records are snapshots: later operations of the batch do not show.
     """
     places: dict[str, list[int]] = {}
     for place, operation in enumerate(operations):
@@ -64,15 +87,17 @@ def post(
     if len(places) > 1 and not dialect.mixes_accounts:
         raise AssertionError("a batch names one account: a lock held for one tenant must not stop another")
     outcomes: list[Outcome] = [Outcome()] * len(operations)
+    writes: list[Write] = []
     for organization_id in sorted(places):
         batch = [operations[place] for place in places[organization_id]]
-        answers = _post_account(connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds)
-        for place, answer in zip(places[organization_id], answers, strict=True):
+        decided = _decide_account(connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds)
+        for place, answer in zip(places[organization_id], decided.outcomes, strict=True):
             outcomes[place] = answer
-    return outcomes
+        writes += decided.writes
+    return Decided(outcomes, writes)
 
 
-def _post_account(
+def _decide_account(
     connection: Connection,
     dialect: StoreDialect,
     organization_id: str,
@@ -80,7 +105,7 @@ def _post_account(
     clock: Clock | None,
     fresh: bool,
     lock_timeout_seconds: float | None,
-) -> list[Outcome]:
+) -> Decided:
     ledger = Ledger(organization_id)
     created = False
     opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
@@ -101,14 +126,13 @@ def _post_account(
             loading.load_limits(connection, ledger, operations)
         loading.load_existing(connection, ledger, operations, now)
         book_due(ledger, now)
-    outcomes = _decide_all(ledger, operations, now, opened=not created)
+    outcomes = _decide_in_order(ledger, operations, now, opened=not created)
     if created and ledger.account is None:
         connection.execute(delete(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
-    _write_back(connection, dialect, ledger)
-    return outcomes
+    return Decided(outcomes, _writes(connection, ledger))
 
 
-def _decide_all(ledger: Ledger, operations: Sequence[Operation], now: datetime, *, opened: bool) -> list[Outcome]:
+def _decide_in_order(ledger: Ledger, operations: Sequence[Operation], now: datetime, *, opened: bool) -> list[Outcome]:
     """Decide in order. An account whose row was made for this batch is there from the first operation that opens it."""
     account = ledger.account
     outcomes = []
@@ -140,11 +164,11 @@ _CREATE_ACCOUNT: Final = text(
 ).bindparams(bindparam("now", type_=UtcDateTime()))
 
 
-def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -> None:
+def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
     """A fixed number of statements (PostgreSQL: one), whatever the size of the batch."""
     changes, account, owner = ledger.changes, ledger.account, ledger.organization_id
     if account is None:
-        return
+        return []
     if changes.removed_limits:
         gone = sorted(changes.removed_limits)
         for table, column in ((credit_limit_usage, "limit_id"), (credit_limits, "id")):
@@ -188,4 +212,4 @@ def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -
         Write(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings]),
         Write(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials]),
     ]
-    dialect.write(connection, [entry for entry in writes if entry.rows])
+    return [entry for entry in writes if entry.rows]

@@ -69,8 +69,8 @@ class SQLiteDialect(StoreDialect):
         ((has_limits,),) = run_raw(connection, _LIMITS_SQL, (organization_id,))
         return Opened(accounts[0] if accounts else None, grants, self.now(connection), bool(has_limits))
 
-    def write(self, connection: Connection, writes: Sequence[Write]) -> None:
-        """All writes of a posting, a statement for each table."""
+    def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
+        """All writes of a posting, a statement for each table; there are no round trips to save."""
         if not is_own(connection):
             super().write(connection, writes)
             return

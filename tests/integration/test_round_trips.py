@@ -1,0 +1,109 @@
+"""What a posting costs the database: counted on the wire (PostgreSQL) and by SQLite itself, for one charge and many."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import pq
+from sqlalchemy import Engine, create_engine, event
+
+from agentcredits import CreditService, Window
+from agentcredits.store.dialects import make_engine, normalise_url
+
+WARM = 8  # charges after which psycopg has prepared every statement
+
+
+async def _charge(service: CreditService, many: int) -> None:
+    await asyncio.gather(
+        *(
+            service.consume_credits(organization_id="acme", amount=1, department_id="sales", idempotency_key=None)
+            for _ in range(many)
+        )
+    )
+
+
+class Wire:
+    """The messages that libpq sends, by its own trace."""
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        event.listen(engine, "connect", self._trace)
+        self._read = 0
+
+    def _trace(self, connection: Any, _record: object) -> None:
+        connection.pgconn.trace(self._file)
+        connection.pgconn.set_trace_flags(pq.Trace.SUPPRESS_TIMESTAMPS)
+
+    def counts(self) -> dict[str, int]:
+        """Statements executed, round trips and commits since the last call."""
+        text = self._path.read_text(errors="replace")
+        new, self._read = text[self._read :], len(text)
+        return {
+            "statements": len(re.findall(r"^F\t\d+\tExecute", new, re.MULTILINE)),
+            "round trips": len(re.findall(r"^B\t\d+\tReadyForQuery", new, re.MULTILINE)),
+            "commits": len(re.findall(r'CommandComplete\t "COMMIT"', new)),
+        }
+
+    def close(self) -> None:
+        """End the trace's file."""
+        os.close(self._file)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_posting_takes_three_round_trips_however_many_operations_it_books(
+    postgresql_url: str, tmp_path: Path, limited: bool
+) -> None:
+    """BEGIN; the lock and the loads; all writes and COMMIT. Limits are one statement (and trip) more."""
+    engine = create_engine(postgresql_url, pool_size=1, max_overflow=0)
+    wire = Wire(engine, tmp_path / "wire.txt")
+    async with CreditService(engine) as service:
+        await service.grant_credits("acme", 100_000)
+        if limited:
+            await service.set_limit("acme", amount=50_000, window=Window.calendar("month"))
+            await service.set_limit(
+                "acme", scope="department", scope_id="sales", amount=50_000, window=Window.calendar("month")
+            )
+        for _ in range(WARM):
+            await _charge(service, 1)
+            await _charge(service, 64)
+        wire.counts()
+        await _charge(service, 1)
+        one = wire.counts()
+        await _charge(service, 64)
+        many = wire.counts()
+    engine.dispose()
+    wire.close()
+    assert one == many
+    assert one == {"statements": 5 + limited, "round trips": 3 + limited, "commits": 1}
+
+
+async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_many(sqlite_url: str) -> None:
+    """One transaction, a statement for each table; only rows are added with the size of the batch."""
+    engine = make_engine(normalise_url(sqlite_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="FULL")
+    seen: list[str] = []
+    event.listen(engine, "connect", lambda connection, _record: connection.set_trace_callback(seen.append))
+    async with CreditService(engine) as service:
+        await service.grant_credits("acme", 100_000)
+        await _charge(service, 1)
+        counts = []
+        for many in (1, 64):
+            seen.clear()
+            await _charge(service, many)
+            counts.append(list(dict.fromkeys(_kind(sql) for sql in seen if not sql.startswith("PRAGMA"))))
+            assert sum(sql.startswith("COMMIT") for sql in seen) == 1
+            assert sum(sql.startswith("INSERT INTO credit_transactions ") for sql in seen) == many
+    engine.dispose()
+    assert counts[0] == counts[1]
+    assert len(counts[0]) == 11, counts[0]
+
+
+def _kind(sql: str) -> str:
+    """A statement without its values."""
+    return " ".join(sql.split()[:3])
