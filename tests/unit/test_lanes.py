@@ -24,7 +24,7 @@ from agentcredits.runner import runner
 from agentcredits.runner.lanes import Lanes
 from agentcredits.runner.pending import Answer, AsyncPending, Pending
 from agentcredits.settings import Settings
-from agentcredits.store.posting import post
+from agentcredits.store.posting import Decided, decide_all
 from agentcredits.testing import START
 
 ACME, OTHER = "acme", "other"
@@ -248,10 +248,10 @@ def transactions(engine: Engine) -> Iterator[list[int]]:
     sizes: list[int] = []
     local = threading.local()
 
-    def note(*arguments: Any, **options: Any) -> list[Outcome]:
-        outcomes = post(*arguments, **options)
-        local.booked = sum(outcome.error is None for outcome in outcomes)
-        return outcomes
+    def note(*arguments: Any, **options: Any) -> Decided:
+        decided = decide_all(*arguments, **options)
+        local.booked = sum(outcome.error is None for outcome in decided.outcomes)
+        return decided
 
     def end(_connection: Any) -> None:
         if getattr(local, "booked", 0):
@@ -260,7 +260,7 @@ def transactions(engine: Engine) -> Iterator[list[int]]:
 
     event.listen(engine, "commit", end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "post", note)
+        patch.setattr(runner, "decide_all", note)
         yield sizes
     event.remove(engine, "commit", end)
 
