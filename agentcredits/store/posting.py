@@ -6,9 +6,10 @@ The caller begins and ends the transaction. A single call is a batch of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, text
 
@@ -16,7 +17,8 @@ from agentcredits.clock import Clock
 from agentcredits.rules import rollups
 from agentcredits.rules.due import book_due
 from agentcredits.rules.operations import Operation
-from agentcredits.rules.posting import Outcome, decide
+from agentcredits.rules.outcomes import Outcome, Record
+from agentcredits.rules.posting import decide
 from agentcredits.rules.state import Ledger, Row
 from agentcredits.store import limit_records, loading, records
 from agentcredits.store.columns import UtcDateTime
@@ -147,9 +149,22 @@ def _decide_in_order(ledger: Ledger, operations: Sequence[Operation], now: datet
 
 def _snapshot(outcome: Outcome) -> Outcome:
     # Ledger rows never change; the other records may, by a later operation of the batch.
-    if outcome.record is None or isinstance(outcome.record, Row):
+    record = outcome.record
+    if record is None or isinstance(record, Row):
         return outcome
-    return replace(outcome, record=replace(outcome.record))
+    return Outcome(_copy(record), outcome.error, outcome.replayed, outcome.crossings, outcome.denials)
+
+
+def _copy(record: Record) -> Record:
+    """The record as it is now; ``dataclasses.replace`` takes three times as long."""
+    kind = type(record)
+    read = _read_all.get(kind)
+    if read is None:
+        read = _read_all[kind] = attrgetter(*(entry.name for entry in fields(record)))
+    return kind(*read(record))
+
+
+_read_all: Final[dict[type[Record], attrgetter[tuple[Any, ...]]]] = {}
 
 
 def _create_account(connection: Connection, dialect: StoreDialect, organization_id: str, clock: Clock | None) -> None:
