@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from agentcredits.model import GrantStatus, ReservationState
-from agentcredits.rules import limits
+from agentcredits.rules import limits, overdraft
 from agentcredits.rules.entries import account_of, end_grant, give_back, next_event
 from agentcredits.rules.state import OPEN_STATES, AccountState, GrantState, HoldState, Ledger
 
@@ -28,8 +28,9 @@ def book_due(ledger: Ledger, now: datetime) -> None:
     account = ledger.account
     if account is None or not is_due(account, now):
         return
-    for *_, book in sorted(_events(ledger, now), key=lambda event: event[:3]):
+    for at, _, _, book in sorted(_events(ledger, now), key=lambda event: event[:3]):
         book()
+        overdraft.repay(ledger, at, now)
     account.next_due_at = ledger.later_due_at
     for hold in ledger.holds.values():
         if hold.state in OPEN_STATES:
