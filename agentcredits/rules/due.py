@@ -49,8 +49,10 @@ def _events(ledger: Ledger, now: datetime) -> Iterator[_Event]:
     for grant in ledger.grants.values():
         if grant.status is GrantStatus.SCHEDULED and grant.effective_at <= now:
             yield grant.effective_at, 1, grant.id, partial(_start_grant, ledger, grant)
+        # One that is used up has nothing to end: it may be loaded by chance, and chance must not change what is booked.
         if (
-            grant.status in (GrantStatus.SCHEDULED, GrantStatus.ACTIVE)
+            grant.is_open
+            and grant.status in (GrantStatus.SCHEDULED, GrantStatus.ACTIVE)
             and grant.expires_at is not None
             and grant.expires_at <= now
         ):
