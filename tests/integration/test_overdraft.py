@@ -24,6 +24,7 @@ from agentcredits import (
     consume_credits,
     use_context,
 )
+from agentcredits.store.tables import APPEND_ONLY
 from agentcredits.testing import FakeClock
 
 ACME = "acme"
@@ -330,3 +331,62 @@ def test_an_overdraft_in_the_callers_transaction(lent: SyncCreditService, databa
         connection.rollback()
     engine.dispose()
     assert lent.get_account(ACME).debt == 0
+
+
+# -- verify --------------------------------------------------------------------------------------------------------
+
+TAMPERED = {
+    "debt": "UPDATE credit_accounts SET overdrawn_micros = overdrawn_micros - 1 WHERE organization_id = 'acme'",
+    "what a grant paid": "UPDATE credit_grants SET repaid_micros = repaid_micros - 1 WHERE repaid_micros > 0",
+    "transfer lost": "DELETE FROM credit_transaction_allocations WHERE grant_id IS NULL AND position = 1"
+    " AND transaction_id IN (SELECT id FROM credit_transactions WHERE amount_micros = 0)",
+    "transfer of two amounts": "UPDATE credit_transaction_allocations SET amount_micros = amount_micros + 1"
+    " WHERE position = 0 AND transaction_id IN (SELECT id FROM credit_transactions WHERE amount_micros = 0)",
+    "transfer the other way": "UPDATE credit_transaction_allocations SET grant_id = CASE WHEN grant_id IS NULL"
+    " THEN (SELECT id FROM credit_grants WHERE repaid_micros > 0) END"
+    " WHERE transaction_id IN (SELECT id FROM credit_transactions WHERE amount_micros = 0)",
+    "line charged to nobody": "DELETE FROM credit_transaction_allocations WHERE grant_id IS NULL AND position = 1"
+    " AND transaction_id IN (SELECT id FROM credit_transactions WHERE type = 'debit')",
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_verify_recomputes_the_debt(database_url: str, what: str) -> None:
+    """Every counter of it from the allocations; a difference is named."""
+    with SyncCreditService(database_url) as service:
+        service.grant_credits(ACME, 10)
+        service.set_overdraft(ACME, 20)
+        overdraw(service, 22)
+        service.grant_credits(ACME, 5)
+        assert service.verify()
+        assert tamper(database_url, TAMPERED[what]) > 0
+        checks = {problem.check for problem in service.verify().problems}
+        assert checks & {"debt", "grant", "allocations"}, checks
+
+
+def test_verify_names_a_debt_that_could_be_paid(database_url: str) -> None:
+    """Credits to spend beside a debt: neither is wrong by itself."""
+    with SyncCreditService(database_url) as service:
+        service.grant_credits(ACME, 10)
+        service.set_overdraft(ACME, 20)
+        overdraw(service, 22)
+        grant = service.grant_credits(ACME, 5)
+        tamper(database_url, "UPDATE credit_accounts SET overdrawn_micros = 12000000")
+        tamper(database_url, f"UPDATE credit_grants SET repaid_micros = 0, spent_micros = 0 WHERE id = '{grant.id}'")
+        messages = [problem.message for problem in service.verify().problems]
+        assert any("has credits left to pay it" in message for message in messages)
+
+
+def tamper(database_url: str, statement: str) -> int:
+    """Run SQL with the append-only triggers out of the way."""
+    engine = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            for table in APPEND_ONLY:
+                for event in ("update", "delete"):
+                    connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {table}_no_{event}")
+        else:
+            connection.exec_driver_sql("SET session_replication_role = replica")
+        changed = connection.exec_driver_sql(statement).rowcount
+    engine.dispose()
+    return int(changed)
