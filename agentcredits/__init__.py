@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     )
     from agentcredits.decorators import consume_credits, track_agent_usage
     from agentcredits.errors import (
+        AccountClosedError,
+        AccountFrozenError,
         AccountLockedError,
         AccountNotFoundError,
         AgentCreditsWarning,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from agentcredits.media.plans import MediaPlan
     from agentcredits.media.tool import media_tool
     from agentcredits.model import (
+        Account,
+        AccountStatus,
         ActionCost,
         Allocation,
         Balance,
@@ -112,8 +116,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Account",
+    "AccountClosedError",
+    "AccountFrozenError",
     "AccountLockedError",
     "AccountNotFoundError",
+    "AccountStatus",
     "ActionCost",
     "AgentCreditsWarning",
     "Allocation",
@@ -230,6 +238,8 @@ _HOMES = {
     ),
     "decorators": ("consume_credits", "track_agent_usage"),
     "errors": (
+        "AccountClosedError",
+        "AccountFrozenError",
         "AccountLockedError",
         "AccountNotFoundError",
         "AgentCreditsWarning",
@@ -277,6 +287,8 @@ _HOMES = {
     "media.plans": ("MediaPlan",),
     "media.tool": ("media_tool",),
     "model": (
+        "Account",
+        "AccountStatus",
         "ActionCost",
         "Allocation",
         "Balance",

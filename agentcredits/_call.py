@@ -21,7 +21,7 @@ from agentcredits.errors import (
     SettlementFailedError,
 )
 from agentcredits.execution import Execution, charged_execution, current_execution
-from agentcredits.model import DryRunResult, Pricing
+from agentcredits.model import DryRunResult, Overage, Pricing
 from agentcredits.reservation import Hold
 from agentcredits.rules.pricing import Price
 from agentcredits.runner.steps import Steps
@@ -167,6 +167,7 @@ class Call:
                 scopes=context.scopes,
                 ttl=meter.ttl,
                 explicit_amount=offer.estimated,
+                overage=Overage(meter.overage),
             )
         except (InsufficientCreditsError, CreditLimitExceededError) as refusal:
             if meter.on_exhausted == "raise":

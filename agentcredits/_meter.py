@@ -64,6 +64,7 @@ class Meter:
         unpriced: Literal["deny", "record"] = "deny",
         service: Service | None = None,
         ttl: timedelta | None = None,
+        overage: Literal["cap", "overdraft"] = "cap",
     ) -> None:
         self.function = function
         self.original = inspect.unwrap(function)
@@ -85,6 +86,7 @@ class Meter:
         self.unpriced = unpriced
         self.service = service
         self.ttl = ttl
+        self.overage = overage
         self._check()
 
     def _check(self) -> None:
@@ -94,6 +96,7 @@ class Meter:
             )
         _one_of("nested", self.nested, ("charge", "included"))
         _one_of("on_close", self.on_close, ("estimate", "actual", "release"))
+        _one_of("overage", self.overage, ("cap", "overdraft"))
         _one_of("unpriced", self.unpriced, ("record", "deny"))
         if self.actual is not None and not callable(self.actual):
             raise ConfigurationError("actual must be a function of the result: actual=lambda result: ...")

@@ -116,6 +116,7 @@ def consume_credits(
     on_close: Literal["estimate", "actual", "release"] = "estimate",
     service: Service | None = None,
     ttl: timedelta | None = None,
+    overage: Literal["cap", "overdraft"] = "cap",
 ) -> Charged: ...
 
 
@@ -134,6 +135,7 @@ def consume_credits(
     on_close: Literal["estimate", "actual", "release"] = "estimate",
     service: Service | None = None,
     ttl: timedelta | None = None,
+    overage: Literal["cap", "overdraft"] = "cap",
 ) -> ChargedOrElse[DryRunResult]: ...
 
 
@@ -152,6 +154,7 @@ def consume_credits(
     on_close: Literal["estimate", "actual", "release"] = "estimate",
     service: Service | None = None,
     ttl: timedelta | None = None,
+    overage: Literal["cap", "overdraft"] = "cap",
 ) -> ChargedOrElse[F]: ...
 
 
@@ -170,6 +173,7 @@ def consume_credits(
     on_close: Literal["estimate", "actual", "release"] = "estimate",
     service: Service | None = None,
     ttl: timedelta | None = None,
+    overage: Literal["cap", "overdraft"] = "cap",
 ) -> ChargedOrElse[F]: ...
 
 
@@ -187,6 +191,7 @@ def consume_credits(
     on_close: Literal["estimate", "actual", "release"] = "estimate",
     service: Service | None = None,
     ttl: timedelta | None = None,
+    overage: Literal["cap", "overdraft"] = "cap",
 ) -> Any:
     """Charge every call of the decorated function or method.
 
@@ -211,6 +216,7 @@ def consume_credits(
         on_close: What a generator that is closed early is charged: the hold, ``actual`` of the items, or nothing.
         service: Who pays; ``BaseCrew.credit_service``, else ``default_service()`` when left out.
         ttl: How long the hold lives without being renewed; the setting's when left out.
+        overage: What ``actual`` above the hold takes: what is available, or what the account's line lends too.
 
     Raises:
         ConfigurationError: arguments that do not fit the function.
@@ -251,6 +257,7 @@ def consume_credits(
                 on_close=on_close,
                 service=service,
                 ttl=ttl,
+                overage=overage,
             )
         )
 

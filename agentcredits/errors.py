@@ -18,8 +18,8 @@ class CreditsError(Exception):
     Args:
         message: One sentence for a person; the class's ``default_message`` when left out.
         reason: Stable machine-readable cause; the class's ``code`` when left out.
-        limit_source: What said no: ``"balance"``, ``"reservation"``, ``"price"``, ``"store"``, or the scope of a limit
-            (``"organization"``, ``"department"``, ``"user"``, ``"run"`` …).
+        limit_source: What said no: ``"balance"``, ``"account"``, ``"reservation"``, ``"price"``, ``"store"``, or the
+            scope of a limit (``"organization"``, ``"department"``, ``"user"``, ``"run"`` …).
         retryable: Whether the same call can succeed later without anybody changing anything.
         context: Numbers and ids behind the sentence; amounts in credits (Decimal).
         suggestions: Sentences that say how to get on.
@@ -122,6 +122,22 @@ class AccountNotFoundError(InsufficientCreditsError):
 
     code = "account_not_found"
     default_message = "The organization has no credit account: grant credits first."
+
+
+class AccountFrozenError(CreditsError):
+    """An operator froze or closed the account: nothing new is charged or held; running work still settles."""
+
+    code = "account_frozen"
+    http_status = 403
+    default_message = "The credit account is frozen."
+    default_limit_source = "account"
+
+
+class AccountClosedError(AccountFrozenError):
+    """An operator closed the account: nothing is charged, held or granted; running work still settles."""
+
+    code = "account_closed"
+    default_message = "The credit account is closed."
 
 
 class CreditLimitExceededError(CreditsError):

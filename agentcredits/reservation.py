@@ -38,15 +38,25 @@ class Hold:
         core: The service's core.
         record: The reservation as it was booked or replayed.
         ttl: Its time-to-live; renewed every third of it.
+        overage: What a settlement above the hold takes: what is available (CAP), or the account's line too (OVERDRAFT).
         dry_run: Nothing was booked, and nothing will be.
     """
 
-    def __init__(self, core: Charges, record: ReservationRecord, *, ttl: timedelta, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        core: Charges,
+        record: ReservationRecord,
+        *,
+        ttl: timedelta,
+        overage: Overage = Overage.CAP,
+        dry_run: bool = False,
+    ) -> None:
         self._core = core
         self._pid = os.getpid()
         self._settled = False
         self.record = record
         self.ttl = ttl
+        self._overage = overage
         self.dry_run = dry_run
 
     def __repr__(self) -> str:
@@ -156,7 +166,7 @@ class Hold:
             reservation_id=self.id,
             transaction_id=new_id(),
             amount_micros=amount_micros,
-            overage=Overage.CAP,
+            overage=self._overage,
             late=True,
             automatic=automatic,
             metadata_json=encode_json(metadata, name="metadata"),

@@ -13,6 +13,7 @@ import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
 from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, usage
+from agentcredits.cli.accounts import accounts
 from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
 from agentcredits.cli.db import db
@@ -77,6 +78,7 @@ corrections.register(app, _CREDITS)
 app.add_typer(reservations, name="reservations", rich_help_panel=_CREDITS)
 app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
 app.add_typer(media, name="media", rich_help_panel=_CREDITS)
+app.add_typer(accounts, name="accounts", rich_help_panel=_CONTROL)
 app.add_typer(limits, name="limits", rich_help_panel=_CONTROL)
 app.add_typer(costs, name="costs", rich_help_panel=_CONTROL)
 app.add_typer(observe, name="observe", rich_help_panel=_CONTROL)

@@ -66,15 +66,15 @@ def release(
 ) -> None:
     """Give a reservation back to the grants it was taken from.
 
-    For work that will never be settled. Work that is still running under the
-    reservation cannot be charged any more after this. Releasing again is
-    harmless; one that was charged is refused: refund its charge.
+    For work that seems lost. Should it finish after all, it is charged late,
+    once, from what is available then. Releasing again is harmless; one that
+    was charged is refused: refund its charge.
 
     Example: agentcredits reservations release acme 0199d9a0-0000-7000-8000-000000000002 --reason "job lost"
     """
     command = begin(ctx, database, as_json)
     with command.target.service() as service:
-        found = service.release_reservation(reservation, reason, organization_id=organization)
+        found = service.release_reservation(reservation, reason, organization_id=organization, force=True)
         now = service.get_balance(organization)
 
     def render(console: Console) -> None:

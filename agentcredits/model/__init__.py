@@ -18,6 +18,7 @@ from agentcredits.model.answers import (
 from agentcredits.model.limits import Denial, DenialGroup, Limit, LimitCrossing, LimitUsage
 from agentcredits.model.prices import ActionCost, PriceChange, PriceExplanation, PriceStep
 from agentcredits.model.records import (
+    Account,
     Allocation,
     Balance,
     CreditGrant,
@@ -27,6 +28,7 @@ from agentcredits.model.records import (
 )
 from agentcredits.model.usage import UsageLine, UsageReport
 from agentcredits.model.words import (
+    AccountStatus,
     GrantCategory,
     GrantStatus,
     LimitMode,
@@ -39,6 +41,8 @@ from agentcredits.model.words import (
 )
 
 __all__ = [
+    "Account",
+    "AccountStatus",
     "ActionCost",
     "Allocation",
     "Balance",

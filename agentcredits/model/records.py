@@ -9,7 +9,14 @@ from decimal import Decimal
 from typing import Any
 
 from agentcredits.amounts import from_micros
-from agentcredits.model.words import GrantCategory, GrantStatus, Pricing, ReservationState, TransactionType
+from agentcredits.model.words import (
+    AccountStatus,
+    GrantCategory,
+    GrantStatus,
+    Pricing,
+    ReservationState,
+    TransactionType,
+)
 
 
 class MicrosAsCredits:
@@ -140,6 +147,42 @@ class Balance(MicrosAsCredits):
 
 
 @dataclass(frozen=True, slots=True)
+class Account(MicrosAsCredits):
+    """An account's status and overdraft line at one moment.
+
+    ``debt`` is what was charged from the line and is not paid back; ``replayed``: nothing changed.
+    """
+
+    organization_id: str
+    status: AccountStatus
+    overdraft_micros: int
+    debt_micros: int
+    available_micros: int
+    created_at: datetime
+    as_of: datetime
+    #: Why it has its status, who gave it, and when; None: it was always open.
+    status_reason: str | None = None
+    status_by: str | None = None
+    status_at: datetime | None = None
+    replayed: bool = False
+
+    @property
+    def overdraft(self) -> Decimal:
+        """Credits that charges with overage "overdraft" may go beyond the grants."""
+        return from_micros(self.overdraft_micros)
+
+    @property
+    def debt(self) -> Decimal:
+        """Credits charged from the line and not paid back."""
+        return from_micros(self.debt_micros)
+
+    @property
+    def available(self) -> Decimal:
+        """What can be spent now, in credits; negative is debt."""
+        return from_micros(self.available_micros)
+
+
+@dataclass(frozen=True, slots=True)
 class CreditGrant(MicrosAsCredits):
     """A block of credits; see :class:`GrantStatus`. ``remaining`` is neither spent, held, expired nor voided."""
 
@@ -158,6 +201,8 @@ class CreditGrant(MicrosAsCredits):
     held_micros: int = 0
     expired_micros: int = 0
     voided_micros: int = 0
+    #: The part of what is spent that paid the account's debt.
+    repaid_micros: int = 0
     replayed: bool = False
 
     @property
@@ -179,6 +224,11 @@ class CreditGrant(MicrosAsCredits):
     def spent(self) -> Decimal:
         """Credits charged to this grant, net of refunds."""
         return from_micros(self.spent_micros)
+
+    @property
+    def repaid(self) -> Decimal:
+        """Credits of this grant that paid the account's debt; a part of what is spent."""
+        return from_micros(self.repaid_micros)
 
     @property
     def held(self) -> Decimal:
@@ -259,6 +309,12 @@ class Transaction(MicrosAsCredits):
         return from_micros(self.uncollected_micros)
 
     @property
+    def overdraft(self) -> Decimal:
+        """Credits of a charge that came from the account's overdraft line."""
+        parts = self.allocations if self.amount_micros < 0 else ()
+        return from_micros(sum(part.amount_micros for part in parts if part.grant_id is None))
+
+    @property
     def unpriced(self) -> bool:
         """Whether the action was recorded without a price."""
         return self.pricing is Pricing.UNPRICED
@@ -294,6 +350,8 @@ class ReservationRecord(MicrosAsCredits):
     provider: str | None = None
     provider_reference: str | None = None
     allocations: tuple[Allocation, ...] = ()
+    #: An operator gave it back; ``reason`` says why.
+    forced: bool = False
     replayed: bool = False
 
     @property

@@ -49,6 +49,15 @@ class Overage(StrEnum):
 
     REJECT = "reject"
     CAP = "cap"
+    OVERDRAFT = "overdraft"
+
+
+class AccountStatus(StrEnum):
+    """OPEN; FROZEN: nothing new is charged or held; CLOSED: nor is anything granted."""
+
+    OPEN = "open"
+    FROZEN = "frozen"
+    CLOSED = "closed"
 
 
 class Pricing(StrEnum):

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from agentcredits.amounts import from_micros
 from agentcredits.errors import (
+    AccountFrozenError,
     ConfigurationError,
     CreditLimitExceededError,
     InsufficientCreditsError,
@@ -20,7 +21,7 @@ from agentcredits.model import (
     Pricing,
     TransactionType,
 )
-from agentcredits.rules import burn_down, limits, refusals
+from agentcredits.rules import accounts, burn_down, limits, overdraft, refusals
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
@@ -36,7 +37,9 @@ from agentcredits.rules.state import Denied, GrantState, Ledger, Row
 
 
 def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
-    """Charge at once, in burn-down order; short of credits it is refused, or (CAP) takes what is there."""
+    """Charge at once, in burn-down order; short of credits it is refused, or takes what is there (OVERDRAFT: and what
+    the account's line lends).
+    """
     known = stored_answer(ledger, operation)
     if known is not None:
         return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
@@ -44,17 +47,16 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     account = known_account(ledger)
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
-    capped = operation.overage is Overage.CAP
+    capped = operation.overage is not Overage.REJECT
     counters = limits.of_spending(ledger, operation.activity, now)
     observed = admit(ledger, operation, counters, usable, now, capped=capped)
-    charged = 0 if observed else min(amount, sum(grant.remaining_micros for grant in usable))
+    wanted = 0 if observed else amount
     most = limits.room(counters)
-    if most is not None and charged > most:
+    if most is not None and wanted > most:
         # Only a capped charge gets here: any other was refused.
-        charged = most
-    allocations = burn_down.take(usable, charged)
-    for allocation in allocations:
-        ledger.touch_grant(grant_of(allocation)).spent_micros += allocation.amount_micros
+        wanted = most
+    allocations = overdraft.take(account, usable, wanted, operation.overage)
+    charged = overdraft.spend(ledger, allocations)
     account.spent_micros += charged
     activity = operation.activity
     row = write_row(
@@ -104,9 +106,11 @@ def admit(
     *,
     capped: bool = False,
 ) -> bool:
-    """Whether limits, then credits allow it; True: no, but mode "observe" lets it pass and records why.
+    """Whether the account's status, limits, then credits allow it; True: no, but mode "observe" lets it pass and
+    records why.
 
     Raises:
+        AccountFrozenError: the account is frozen or closed.
         CreditLimitExceededError: a limit refuses it.
         InsufficientCreditsError: the usable grants are short of it (unless ``capped``).
     """
@@ -114,11 +118,17 @@ def admit(
     error = operation.would_refuse
     if error is None:
         try:
+            accounts.refuse_unless_open(account_of(ledger))
             limits.check(ledger, counters, amount, operation.activity, capped=capped)
             available = sum(grant.remaining_micros for grant in usable)
             if amount > available and not capped:
                 raise refusals.insufficient(account_of(ledger), available, amount, operation.activity)
-        except (CreditLimitExceededError, InsufficientCreditsError, ConfigurationError) as refusal:
+        except (
+            AccountFrozenError,
+            CreditLimitExceededError,
+            InsufficientCreditsError,
+            ConfigurationError,
+        ) as refusal:
             if not operation.observe:
                 raise
             error = refusal
@@ -129,7 +139,10 @@ def admit(
 
 
 def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
-    """Give credits back to the grants they came from, newest allocation first, never above the charge."""
+    """Give credits back to the grants they came from, newest allocation first, never above the charge.
+
+    What came from the overdraft line lowers the debt; where grants have paid that since, they get it back.
+    """
     known = stored_answer(ledger, operation)
     if known is not None:
         return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
@@ -155,12 +168,17 @@ def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
             },
             fixes=({"param": "amount", "value": from_micros(left)},) if left else (),
         )
-    allocations = _newest_first(charge, earlier, amount)
-    for allocation in allocations:
+    allocations = _newest_first(charge, -charge.amount_micros - left, amount)
+    to_grants = [allocation for allocation in allocations if allocation.grant_id is not None]
+    for allocation in to_grants:
         end_if_over(ledger, ledger.grants[grant_of(allocation)], now)
     account.spent_micros -= amount
-    for allocation in allocations:
+    for allocation in to_grants:
         ledger.touch_grant(grant_of(allocation)).spent_micros -= allocation.amount_micros
+    from_line = amount - sum(allocation.amount_micros for allocation in to_grants)
+    if from_line:
+        account.overdrawn_micros -= from_line
+        ledger.changes.standing = True
     row = write_row(
         ledger,
         TransactionType.REFUND,
@@ -180,12 +198,13 @@ def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
     )
     limits.unbook(ledger, charge, amount, now)
     ledger.refunds.setdefault(charge.id, []).append(row)
-    for allocation in allocations:
+    for allocation in to_grants:
         grant = ledger.grants[grant_of(allocation)]
         if grant.status in ENDED:
             book_breakage(ledger, grant, allocation.amount_micros, now)
         else:
             account.note_due(next_event(grant))
+    overdraft.give_back(ledger, now)
     remember(ledger, operation, now)
     return Outcome(row)
 
@@ -201,20 +220,8 @@ def merge(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
     return tuple(merged)
 
 
-def _newest_first(charge: Row, earlier: list[Row], amount_micros: int) -> tuple[Allocation, ...]:
+def _newest_first(charge: Row, refunded_micros: int, amount_micros: int) -> tuple[Allocation, ...]:
     """What a refund gives back to which grant: the charge's last allocation first, less earlier refunds."""
-    returned: dict[str | None, int] = {}
-    for row in earlier:
-        for allocation in row.allocations:
-            returned[allocation.grant_id] = returned.get(allocation.grant_id, 0) + allocation.amount_micros
-    parts: list[Allocation] = []
-    missing = amount_micros
-    for allocation in reversed(charge.allocations):
-        already = min(returned.get(allocation.grant_id, 0), allocation.amount_micros)
-        if already:
-            returned[allocation.grant_id] -= already
-        part = min(missing, allocation.amount_micros - already)
-        if part > 0:
-            parts.append(Allocation(allocation.grant_id, part))
-            missing -= part
-    return merge(tuple(parts))
+    _, left = burn_down.split(tuple(reversed(charge.allocations)), refunded_micros)
+    parts, _ = burn_down.split(tuple(reversed(left)), amount_micros)
+    return merge(parts)

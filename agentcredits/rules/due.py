@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from agentcredits.model import GrantStatus, ReservationState
-from agentcredits.rules import limits
+from agentcredits.rules import limits, overdraft
 from agentcredits.rules.entries import account_of, end_grant, give_back, next_event
 from agentcredits.rules.state import OPEN_STATES, AccountState, GrantState, HoldState, Ledger
 
@@ -28,8 +28,9 @@ def book_due(ledger: Ledger, now: datetime) -> None:
     account = ledger.account
     if account is None or not is_due(account, now):
         return
-    for *_, book in sorted(_events(ledger, now), key=lambda event: event[:3]):
+    for at, _, _, book in sorted(_events(ledger, now), key=lambda event: event[:3]):
         book()
+        overdraft.repay(ledger, at, now)
     account.next_due_at = ledger.later_due_at
     for hold in ledger.holds.values():
         if hold.state in OPEN_STATES:
@@ -48,8 +49,10 @@ def _events(ledger: Ledger, now: datetime) -> Iterator[_Event]:
     for grant in ledger.grants.values():
         if grant.status is GrantStatus.SCHEDULED and grant.effective_at <= now:
             yield grant.effective_at, 1, grant.id, partial(_start_grant, ledger, grant)
+        # One that is used up has nothing to end: it may be loaded by chance, and chance must not change what is booked.
         if (
-            grant.status in (GrantStatus.SCHEDULED, GrantStatus.ACTIVE)
+            grant.is_open
+            and grant.status in (GrantStatus.SCHEDULED, GrantStatus.ACTIVE)
             and grant.expires_at is not None
             and grant.expires_at <= now
         ):

@@ -20,9 +20,9 @@ def account_of(ledger: Ledger) -> AccountState:
 
 
 def grant_of(allocation: Allocation) -> str:
-    """The grant that an allocation names."""
+    """The grant that an allocation names; those of the overdraft name none, and nothing is held of it."""
     if allocation.grant_id is None:
-        raise AssertionError("an allocation without a grant: accounts have no overdraft line")
+        raise AssertionError("an allocation without a grant")
     return allocation.grant_id
 
 

@@ -16,7 +16,7 @@ from agentcredits.model import (
     GrantStatus,
     TransactionType,
 )
-from agentcredits.rules import burn_down, refusals
+from agentcredits.rules import accounts, burn_down, refusals
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
@@ -54,6 +54,7 @@ def grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:
 
 def _add(ledger: Ledger, operation: ops.Grant, now: datetime, *, row_id: str | None = None) -> tuple[GrantState, Row]:
     account = account_of(ledger)
+    accounts.refuse_if_closed(account)
     effective_at = operation.effective_at or now
     if operation.expires_at is not None and operation.expires_at <= max(effective_at, now):
         raise InvalidInputError(

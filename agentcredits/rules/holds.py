@@ -17,7 +17,7 @@ from agentcredits.model import (
     ReservationState,
     TransactionType,
 )
-from agentcredits.rules import burn_down, limits, refusals
+from agentcredits.rules import burn_down, limits, overdraft, refusals
 from agentcredits.rules import operations as ops
 from agentcredits.rules.charges import admit, merge, refuse_unpriced
 from agentcredits.rules.entries import (
@@ -95,9 +95,9 @@ def commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
         if hold.requested_micros == requested:
             return Outcome(hold, replayed=hold.transaction_id != operation.transaction_id)
         raise refusals.already_settled(hold)
-    if hold.state is ReservationState.RELEASED:
+    if hold.state is ReservationState.RELEASED and not (hold.forced and operation.late):
         raise refusals.already_settled(hold)
-    late = hold.state is ReservationState.EXPIRED
+    late = hold.state not in OPEN_STATES
     if late and not operation.late and now >= hold.expires_at + operation.grace:
         raise ReservationExpiredError(
             f"reservation {hold.id} expired at {hold.expires_at.isoformat()}; its"
@@ -114,7 +114,7 @@ def commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
                 "reserved": from_micros(hold.amount_micros),
                 "requested": from_micros(requested),
             },
-            suggestions=('Commit at most the reserved amount, or pass overage="cap".',),
+            suggestions=('Commit at most the reserved amount, or pass overage="cap" or "overdraft".',),
             fixes=({"param": "amount", "value": from_micros(hold.amount_micros)},),
         )
     _settle(ledger, operation, hold, requested, late, now)
@@ -122,7 +122,9 @@ def commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:
 
 
 def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: int, late: bool, now: datetime) -> None:
-    """Charge ``requested``: first from the hold, then (CAP) from what is available; the rest stays uncollected."""
+    """Charge ``requested``: from the hold, then (CAP) from what is available, then (OVERDRAFT) from the account's line;
+    the rest stays uncollected.
+    """
     account = account_of(ledger)
     held = () if late else hold.allocations
     used, rest = burn_down.split(held, requested)
@@ -137,14 +139,12 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
     extra: tuple[Allocation, ...] = ()
     if requested > charged and not hold.observed:
         usable = burn_down.usable(ledger.grants.values(), now)
-        room = sum(grant.remaining_micros for grant in usable)
+        wanted = requested - charged
         most = limits.room(limits.counters(ledger, limits.places_of_record(hold), now))
         if most is not None:
-            room = min(room, max(0, most - charged))
-        extra = burn_down.take(usable, min(requested - charged, room))
-        for allocation in extra:
-            ledger.touch_grant(grant_of(allocation)).spent_micros += allocation.amount_micros
-            charged += allocation.amount_micros
+            wanted = min(wanted, max(0, most - charged))
+        extra = overdraft.take(account, usable, wanted, operation.overage)
+        charged += overdraft.spend(ledger, extra)
     account.spent_micros += charged
     ledger.changes.account = True
     ledger.touch_hold(hold)
@@ -180,7 +180,7 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
     hold.settled_at = now
     hold.late = late
     if not late:
-        # A late settlement leaves the state EXPIRED: that the hold ran out stays a fact of the ledger.
+        # A late settlement leaves the state: that the hold ran out, or was forced back, stays a fact of the ledger.
         hold.state = ReservationState.COMMITTED
     give_back(ledger, hold, rest, now)
 
@@ -200,6 +200,7 @@ def release(ledger: Ledger, operation: ops.Release, now: datetime) -> Outcome:
     hold.state = ReservationState.RELEASED
     hold.settled_at = now
     hold.reason = operation.reason
+    hold.forced = operation.forced
     return Outcome(hold)
 
 
@@ -253,10 +254,14 @@ def _living_hold(ledger: Ledger, reservation_id: str) -> HoldState:
 
 
 def _is_charged(hold: HoldState) -> bool:
-    """Committed, in time or late (a late settlement leaves the state EXPIRED)."""
+    """Committed, in time or late (a late settlement leaves the state EXPIRED, or RELEASED by force)."""
     return hold.requested_micros is not None
 
 
 def _is_left_alone(hold: HoldState) -> bool:
-    """What the end of a block finds settled already, or handed over to wait for the provider's verdict."""
-    return _is_charged(hold) or hold.state in (ReservationState.RELEASED, ReservationState.UNKNOWN)
+    """What the end of a block finds settled already, or handed over to wait for the provider's verdict.
+
+    Not what an operator forced back: the block did not know of it.
+    """
+    released = hold.state is ReservationState.RELEASED and not hold.forced
+    return _is_charged(hold) or released or hold.state is ReservationState.UNKNOWN

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import ClassVar
 
 from agentcredits.errors import CreditsError
-from agentcredits.model import GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
+from agentcredits.model import AccountStatus, GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,23 @@ class CreateAccount(Operation):
     def creates_account(self) -> bool:
         """Yes."""
         return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetStatus(Operation):
+    """Bring an account from ``before`` to ``status``: freeze, unfreeze, close, reopen."""
+
+    before: frozenset[AccountStatus]
+    status: AccountStatus
+    reason: str | None
+    by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetOverdraft(Operation):
+    """How far charges with overage OVERDRAFT may go beyond the grants; what is overdrawn already stays."""
+
+    amount_micros: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,11 +196,15 @@ class Commit(Operation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Operation):
-    """Give a hold back; ``automatic`` as in :class:`Commit`."""
+    """Give a hold back; ``automatic`` as in :class:`Commit`.
+
+    ``forced``: an operator's, of work that seems lost; a handle that ends after all settles late.
+    """
 
     reservation_id: str
     reason: str | None = None
     automatic: bool = False
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

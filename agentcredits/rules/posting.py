@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from agentcredits.errors import CreditsError
-from agentcredits.rules import charges, grants, holds, limits
+from agentcredits.rules import accounts, charges, grants, holds, limits, overdraft
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
@@ -31,7 +31,9 @@ def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
             outcome, crossings=tuple(changes.crossings[crossings:]), denials=tuple(changes.denials[denials:])
         )
     if ledger.account is not None and not outcome.replayed:
-        ledger.account.last_posted_at = now
+        overdraft.repay(ledger, now, now)
+        if changes.account:
+            ledger.account.last_posted_at = now
     return outcome
 
 
@@ -51,6 +53,8 @@ _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]]
     ops.MarkUnknown: holds.mark_unknown,
     ops.Refund: charges.refund,
     ops.Adjust: grants.adjust,
+    ops.SetStatus: accounts.set_status,
+    ops.SetOverdraft: accounts.set_overdraft,
     ops.SetLimit: limits.set_limit,
     ops.RemoveLimit: limits.remove_limit,
     ops.Expire: _expire,

@@ -7,6 +7,8 @@ from decimal import Decimal
 
 from agentcredits.amounts import from_micros
 from agentcredits.errors import (
+    AccountClosedError,
+    AccountFrozenError,
     AccountNotFoundError,
     CreditLimitExceededError,
     IdempotencyMismatchError,
@@ -14,7 +16,7 @@ from agentcredits.errors import (
     ReservationAlreadySettledError,
     ReservationNotFoundError,
 )
-from agentcredits.model import LimitScope, LimitUnit
+from agentcredits.model import AccountStatus, LimitScope, LimitUnit
 from agentcredits.rules.operations import Activity, KeyedOperation
 from agentcredits.rules.state import AccountState, HoldState, LimitState, UsageState
 
@@ -28,10 +30,32 @@ def account_not_found(organization_id: str) -> AccountNotFoundError:
     )
 
 
+def account_not_open(account: AccountState) -> AccountFrozenError:
+    """An operator froze or closed it; the reason he gave is for operators: in ``context``, not in the sentence."""
+    owner = account.organization_id
+    closed = account.status is AccountStatus.CLOSED
+    kind, command = (AccountClosedError, "reopen") if closed else (AccountFrozenError, "unfreeze")
+    return kind(
+        f"the credit account of organization {owner} is {account.status.value}.",
+        context={
+            "organization_id": owner,
+            "status": account.status.value,
+            "status_reason": account.status_reason,
+            "status_at": account.status_at,
+        },
+        suggestions=(f"An operator can {command} it: agentcredits accounts {command} {owner}",),
+    )
+
+
 def insufficient(
     account: AccountState, available_micros: int, required_micros: int, activity: Activity
 ) -> InsufficientCreditsError:
-    """Not enough credits; tells apart an empty account from one whose credits are only held at the moment."""
+    """Not enough credits; tells apart an empty account from one whose credits are only held at the moment.
+
+    ``available_micros`` is what can be used; of an account in debt what it says is negative: the debt has to be paid
+    before anything else.
+    """
+    available_micros -= account.overdrawn_micros
     what = activity.action or "the charge"
     short = required_micros - available_micros
     held_in_the_way = available_micros + account.reserved_micros >= required_micros

@@ -12,6 +12,7 @@ from decimal import Decimal
 
 from agentcredits.errors import CreditsError
 from agentcredits.model import (
+    AccountStatus,
     Allocation,
     GrantCategory,
     GrantStatus,
@@ -42,6 +43,13 @@ class AccountState:
     voided_micros: int = 0
     last_seq: int = 0
     next_due_at: datetime | None = None
+    overdraft_micros: int = 0
+    #: What was charged beyond the grants and is not paid back.
+    overdrawn_micros: int = 0
+    status: AccountStatus = AccountStatus.OPEN
+    status_reason: str | None = None
+    status_by: str | None = None
+    status_at: datetime | None = None
 
     @property
     def ledger_balance_micros(self) -> int:
@@ -77,6 +85,8 @@ class GrantState:
     held_micros: int = 0
     expired_micros: int = 0
     voided_micros: int = 0
+    #: The part of what is spent that paid the account's debt.
+    repaid_micros: int = 0
 
     @property
     def remaining_micros(self) -> int:
@@ -126,6 +136,8 @@ class HoldState:
     limits: tuple[str, ...] = ()
     #: Mode "observe" let it pass although it would have been refused: it holds and charges nothing.
     observed: bool = False
+    #: An operator gave it back: its work, should it finish after all, is charged late.
+    forced: bool = False
 
 
 @dataclass(slots=True)
@@ -239,8 +251,12 @@ class Changes:
     """What has to be written back: new rows in order, and the ids of changed ones."""
 
     account: bool = False
+    #: The account's line, debt or status.
+    standing: bool = False
     new_grants: set[str] = field(default_factory=set)
     grants: set[str] = field(default_factory=set)
+    #: Those among them that paid the account's debt, or were paid back.
+    repaid: set[str] = field(default_factory=set)
     new_holds: set[str] = field(default_factory=set)
     holds: set[str] = field(default_factory=set)
     rows: list[Row] = field(default_factory=list)

@@ -81,6 +81,22 @@ def overage(value: str | Overage | None, default: Overage) -> Overage:
     return default if value is None else choice(Overage, value, name="overage")
 
 
+def overrun(value: str | Overage | None) -> Overage:
+    """The overage policy of a handle: its work is done by the time it settles, so it cannot be refused."""
+    policy = overage(value, Overage.CAP)
+    if policy is Overage.REJECT:
+        raise InvalidInputError(
+            'overage of a handle must be "cap" or "overdraft": "reject" would lose work that is done.',
+            context={"parameter": "overage"},
+        )
+    return policy
+
+
+def reason(value: object) -> str:
+    """Why an operator does something: any text that is not empty."""
+    return check_text(value, name="reason", max_length=MAX_REASON)
+
+
 T = TypeVar("T")
 C = TypeVar("C", GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, ReservationState, TransactionType)
 

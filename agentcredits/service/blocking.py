@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 Id = str | UUID
-OverageName = Literal["reject", "cap"]
+OverageName = Literal["reject", "cap", "overdraft"]
+OverrunName = Literal["cap", "overdraft"]
 
 
 class SyncCreditService(SyncOperatorMethods):
@@ -141,6 +142,7 @@ class SyncCreditService(SyncOperatorMethods):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         ttl: timedelta | None = None,
+        overage: OverrunName | None = None,
     ) -> SyncReservation:
         """Hold credits before the work.
 
@@ -162,6 +164,7 @@ class SyncCreditService(SyncOperatorMethods):
                     metadata=metadata,
                     idempotency_key=idempotency_key,
                     ttl=ttl,
+                    overage=overage,
                     handle=SyncReservation,
                 )
             ),
@@ -208,12 +211,15 @@ class SyncCreditService(SyncOperatorMethods):
         reason: str | None = None,
         *,
         organization_id: Id | None = None,
+        force: bool = False,
     ) -> ReservationRecord:
         """Give a hold back; releasing twice is harmless.
 
         Blocking form of :meth:`CreditService.release_reservation`: same arguments, results and errors.
         """
-        return self._core.run(self._core.release_reservation(reservation, reason, organization_id=organization_id))
+        return self._core.run(
+            self._core.release_reservation(reservation, reason, organization_id=organization_id, force=force)
+        )
 
     def rollback(
         self,
@@ -221,9 +227,12 @@ class SyncCreditService(SyncOperatorMethods):
         reason: str | None = None,
         *,
         organization_id: Id | None = None,
+        force: bool = False,
     ) -> ReservationRecord:
         """Alias of ``release_reservation``."""
-        return self._core.run(self._core.release_reservation(reservation, reason, organization_id=organization_id))
+        return self._core.run(
+            self._core.release_reservation(reservation, reason, organization_id=organization_id, force=force)
+        )
 
     def extend_reservation(
         self,

@@ -125,9 +125,10 @@ class Charges(Prices):
         ttl: timedelta | None = None,
         idempotency_key: str | None = None,
         explicit_amount: bool = False,
+        overage: Overage = Overage.CAP,
         handle: type[Hold] = Hold,
     ) -> Steps[Hold]:
-        """Hold an amount."""
+        """Hold an amount; ``overage`` is what the handle's settlement does above it."""
         activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, price.pricing)
         key, generated = arguments.key(idempotency_key)
         live = self.settings.reservation_ttl if ttl is None else arguments.ttl(ttl)
@@ -136,6 +137,7 @@ class Charges(Prices):
                 self,
                 arguments.dry_reservation(organization_id, price.amount_micros, activity, key, live),
                 ttl=live,
+                overage=overage,
                 dry_run=True,
             )
         outcome = yield from self._post(
@@ -154,7 +156,7 @@ class Charges(Prices):
                 would_refuse=self._would_refuse(activity.scopes, price.refusal),
             )
         )
-        return handle(self, self.reservation_record(organization_id, outcome), ttl=live)
+        return handle(self, self.reservation_record(organization_id, outcome), ttl=live, overage=overage)
 
     def reserve_credits(
         self,
@@ -171,9 +173,11 @@ class Charges(Prices):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         ttl: timedelta | None = None,
+        overage: str | Overage | None = None,
         handle: type[Hold] = Hold,
     ) -> Steps[Hold]:
         """Hold an amount; the public method."""
+        policy = arguments.overrun(overage)
         owner = scope_id(organization_id, name="organization_id")
         scopes = self._scopes(owner, project_id, department_id, user_id)
         price = yield from self.amount_for(
@@ -198,6 +202,7 @@ class Charges(Prices):
                 ttl=ttl,
                 idempotency_key=idempotency_key,
                 explicit_amount=amount is not None,
+                overage=policy,
                 handle=handle,
             )
         )
@@ -224,13 +229,19 @@ class Charges(Prices):
         return (yield from self._settled_by_id(operation, reservation))
 
     def release_reservation(
-        self, reservation: object, reason: str | None = None, *, organization_id: object = None
+        self,
+        reservation: object,
+        reason: str | None = None,
+        *,
+        organization_id: object = None,
+        force: bool = False,
     ) -> Steps[ReservationRecord]:
         """Give a hold back by id."""
         operation = ops.Release(
             organization_id=self.organization(organization_id, reservation),
             reservation_id=self.id_of(reservation, name="reservation_id"),
-            reason=None if reason is None else check_text(reason, name="reason", max_length=arguments.MAX_REASON),
+            reason=None if reason is None and not force else arguments.reason(reason),
+            forced=bool(force),
         )
         return (yield from self._settled_by_id(operation, reservation))
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 Id = str | UUID
-OverageName = Literal["reject", "cap"]
+OverageName = Literal["reject", "cap", "overdraft"]
+OverrunName = Literal["cap", "overdraft"]
 
 
 class CreditService(OperatorMethods):
@@ -130,7 +131,8 @@ class CreditService(OperatorMethods):
             user_id: Likewise.
             metadata: Stored beside the row; at most 8 KiB of JSON.
             idempotency_key: The same key and payload answer the same transaction, flagged ``replayed``.
-            overage: ``"reject"`` (default) or ``"cap"``: charge what is there.
+            overage: ``"reject"`` (default), ``"cap"``: charge what is there, or ``"overdraft"``: that, and what the
+                account's line lends. The rest stands on the row as ``uncollected``.
             session: Charge inside this transaction of yours; it commits or rolls back with your own rows.
 
         Returns:
@@ -138,6 +140,7 @@ class CreditService(OperatorMethods):
 
         Raises:
             InsufficientCreditsError: fewer credits available than needed; nothing was charged.
+            AccountFrozenError: an operator froze or closed the account.
             UnpricedActionError: the action has no price.
             IdempotencyMismatchError: the key was used for another payload.
             StoreUnavailableError: the database is away; carries the key for a safe retry.
@@ -175,15 +178,19 @@ class CreditService(OperatorMethods):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         ttl: timedelta | None = None,
+        overage: OverrunName | None = None,
     ) -> ReservationRequest[Reservation]:
         """Hold credits before the work.
 
         Use the handle as a context manager: it renews the hold while the body runs, charges it at the end and gives it
         back when the body raises. Arguments are those of ``consume_credits``; ``ttl`` (None: 5 minutes unless set
-        otherwise) is how long the hold lives without being renewed.
+        otherwise) is how long the hold lives without being renewed. ``overage`` is what the handle takes when its work
+        costs more than the hold: ``"cap"`` (default) what is available, ``"overdraft"`` what the account's line lends
+        too.
 
         Raises:
             InsufficientCreditsError: fewer credits available than needed; nothing is held.
+            AccountFrozenError: an operator froze or closed the account.
             UnpricedActionError: the action has no price.
             IdempotencyMismatchError: the key was used for another payload.
         """
@@ -200,6 +207,7 @@ class CreditService(OperatorMethods):
             metadata=metadata,
             idempotency_key=idempotency_key,
             ttl=ttl,
+            overage=overage,
             handle=Reservation,
         )
 
@@ -223,7 +231,8 @@ class CreditService(OperatorMethods):
             reservation: Its id, or the handle or record itself.
             amount: Credits; None: the whole hold. 0 charges nothing.
             organization_id: Whose; None: the object's, else the current context's.
-            overage: What an amount above the hold does: ``"reject"`` (default; the hold stays) or ``"cap"``.
+            overage: What an amount above the hold does: ``"reject"`` (default; the hold stays), ``"cap"``: what is
+                available is taken, or ``"overdraft"``: and what the account's line lends.
             metadata: Replaces the hold's metadata on the row.
 
         Raises:
@@ -260,15 +269,24 @@ class CreditService(OperatorMethods):
         reason: str | None = None,
         *,
         organization_id: Id | None = None,
+        force: bool = False,
     ) -> ReservationRecord:
         """Give a hold back; releasing twice is harmless.
 
+        Args:
+            reservation: Its id, or the handle or record itself.
+            reason: Why; ``force`` needs one.
+            organization_id: Whose; None: the object's, else the current context's.
+            force: For an operator, of work that seems lost: should it finish after all, its handle charges it late,
+                once, from what is available then. Without ``force`` that work is free.
+
         Raises:
+            InvalidInputError: ``force`` without a reason.
             ReservationNotFoundError: unknown, or another organization's.
             ReservationAlreadySettledError: it was committed.
         """
         return await self._core.arun(
-            self._core.release_reservation(reservation, reason, organization_id=organization_id)
+            self._core.release_reservation(reservation, reason, organization_id=organization_id, force=force)
         )
 
     async def rollback(
@@ -277,10 +295,11 @@ class CreditService(OperatorMethods):
         reason: str | None = None,
         *,
         organization_id: Id | None = None,
+        force: bool = False,
     ) -> ReservationRecord:
         """Alias of ``release_reservation``."""
         return await self._core.arun(
-            self._core.release_reservation(reservation, reason, organization_id=organization_id)
+            self._core.release_reservation(reservation, reason, organization_id=organization_id, force=force)
         )
 
     async def extend_reservation(

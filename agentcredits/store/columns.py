@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, DateTime, Dialect, MetaData, Numeric, String, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Dialect, MetaData, Numeric, String, Text, text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 NAMING: Final = {
@@ -71,9 +71,11 @@ KEY: Final = String(255)
 WORD: Final = String(32)
 
 
-def micros(name: str, *, default: int | None = 0) -> Column[int]:
-    """A column of micro-credits that is never NULL."""
-    return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
+def micros(name: str, *checks: CheckConstraint, default: int | None = 0) -> Column[int]:
+    """A column of micro-credits that is never NULL, with checks of its own (SQLite adds those with the column only)."""
+    return Column(
+        name, BigInteger, *checks, nullable=False, server_default=None if default is None else text(str(default))
+    )
 
 
 def one_of(column: str, *values: str) -> str:

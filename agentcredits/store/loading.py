@@ -106,6 +106,13 @@ def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.
         )
     if row_ids:
         grant_ids |= _load_rows_with_refunds(connection, ledger, row_ids)
+    if row_ids and _may_go_back_to_payers(ledger, operations):
+        table = credit_grants
+        _load_grants(
+            connection,
+            ledger,
+            select(table).where(table.c.organization_id == ledger.organization_id, table.c.repaid_micros > 0),
+        )
     missing = grant_ids - ledger.grants.keys()
     if missing:
         _load_grants(
@@ -115,6 +122,15 @@ def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.
                 credit_grants.c.organization_id == ledger.organization_id, credit_grants.c.id.in_(sorted(missing))
             ),
         )
+
+
+def _may_go_back_to_payers(ledger: Ledger, operations: Sequence[ops.Operation]) -> bool:
+    """Whether a refund may find that the debt was paid meanwhile: its charge, perhaps one of this batch, overdrew."""
+    return (
+        (ledger.account is not None and ledger.account.overdraft_micros > 0)
+        or any(isinstance(operation, ops.SetOverdraft) for operation in operations)
+        or any(part.grant_id is None for row in ledger.rows.values() for part in row.allocations)
+    )
 
 
 def load_allocations(

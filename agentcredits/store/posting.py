@@ -192,12 +192,28 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
     rows = changes.rows
     details = (records.detail_values(owner, row) for row in rows)
     grants, holds, keys, limits, usage = ledger.grants, ledger.holds, ledger.keys, ledger.limits, ledger.usage
+    # The rows of one write have the same columns; what changes seldom is a column only of those that it changed for.
+    repaid = changes.repaid - changes.new_grants
+    forced = {id_ for id_ in changes.holds if holds[id_].forced}
+    account_rows = [records.account_changes(account, standing=changes.standing)] if changes.account else []
     writes = [
-        Write(credit_accounts, [records.account_counters(account)] if changes.account else [], key[:1]),
+        Write(credit_accounts, account_rows, key[:1]),
         Write(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)]),
-        Write(credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants)], key),
+        Write(
+            credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants - repaid)], key
+        ),
+        Write(credit_grants, [records.grant_changes(owner, grants[id_], repaid=True) for id_ in sorted(repaid)], key),
         Write(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)]),
-        Write(credit_reservations, [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds)], key),
+        Write(
+            credit_reservations,
+            [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds - forced)],
+            key,
+        ),
+        Write(
+            credit_reservations,
+            [records.hold_changes(owner, holds[id_], forced=True) for id_ in sorted(forced)],
+            key,
+        ),
         Write(credit_transactions, records.row_columns(owner, rows)),
         Write(credit_transaction_allocations, records.allocation_columns(owner, rows)),
         Write(credit_transaction_details, [values for values in details if values is not None]),

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, or_, select
 from agentcredits.clock import Clock
 from agentcredits.errors import CreditsError
 from agentcredits.model import (
+    Account,
     Balance,
     CreditGrant,
     GrantStatus,
@@ -21,6 +22,7 @@ from agentcredits.model import (
     TransactionType,
 )
 from agentcredits.rules import limits, refusals
+from agentcredits.rules.accounts import refuse_unless_open
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.operations import Activity, Operation, Spending
@@ -99,6 +101,16 @@ def get_balance(connection: Connection, organization_id: str, clock: Clock | Non
     )
 
 
+def get_account(connection: Connection, organization_id: str, clock: Clock | None) -> Account:
+    """The account's status, line and debt now.
+
+    Raises:
+        AccountNotFoundError: the organization has no account.
+    """
+    _, account, now = view(connection, organization_id, clock)
+    return records.public_account(account, now)
+
+
 def check(
     connection: Connection, organization_id: str, planned: Sequence[Spending], clock: Clock | None
 ) -> tuple[int, CreditsError | None]:
@@ -109,7 +121,9 @@ def check(
     """
     ledger, account, now = view(connection, organization_id, clock, planned=planned)
     available = account.available_micros
+    usable = available + account.overdrawn_micros
     try:
+        refuse_unless_open(account)
         for operation in planned:
             found = limits.of_spending(ledger, operation.activity, now)
             limits.check(ledger, found, operation.amount_micros, operation.activity)
@@ -118,9 +132,9 @@ def check(
     except CreditsError as error:
         return available, error
     total = sum(operation.amount_micros for operation in planned)
-    if total > available:
+    if total > usable:
         what = planned[0].activity if len(planned) == 1 else Activity(action="the plan")
-        return available, refusals.insufficient(account, available, total, what)
+        return available, refusals.insufficient(account, usable, total, what)
     return available, None
 
 

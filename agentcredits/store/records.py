@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any
 
 from agentcredits.model import (
+    Account,
+    AccountStatus,
     Allocation,
     CreditGrant,
     GrantCategory,
@@ -40,6 +43,15 @@ _ACCOUNT_COUNTERS = (
     "last_seq",
     "next_due_at",
     "last_posted_at",
+)
+#: What changes seldom: written only when it did.
+_ACCOUNT_STANDING = (
+    "overdraft_micros",
+    "overdrawn_micros",
+    "status",
+    "status_reason",
+    "status_by",
+    "status_at",
 )
 _GRANT_COUNTERS = ("spent_micros", "held_micros", "expired_micros", "voided_micros")
 _HOLD_PLAIN = (
@@ -109,6 +121,7 @@ _HOLD_CHANGING = (
 
 #: All of a record's columns at once; this is done for every charge.
 _account_counters = attrgetter(*_ACCOUNT_COUNTERS)
+_account_standing = attrgetter(*_ACCOUNT_STANDING)
 _hold_plain = attrgetter(*_HOLD_PLAIN)
 _hold_public = attrgetter(*_HOLD_PUBLIC)
 _hold_changing = attrgetter(*_HOLD_CHANGING)
@@ -126,16 +139,43 @@ def read_account(row: RowLike) -> AccountState:
     return AccountState(
         organization_id=row["organization_id"],
         created_at=row["created_at"],
+        overdraft_micros=row["overdraft_micros"],
+        overdrawn_micros=row["overdrawn_micros"],
+        status=AccountStatus(row["status"]),
+        status_reason=row["status_reason"],
+        status_by=row["status_by"],
+        status_at=row["status_at"],
         **{name: row[name] for name in _ACCOUNT_COUNTERS},
     )
 
 
-def account_counters(account: AccountState) -> Values:
-    """What an UPDATE of the account writes, with its key."""
-    return {
+def account_changes(account: AccountState, *, standing: bool) -> Values:
+    """What an UPDATE of the account writes, with its key; ``standing``: its line, debt and status too."""
+    values = {
         "organization_id": account.organization_id,
         **dict(zip(_ACCOUNT_COUNTERS, _account_counters(account), strict=True)),
     }
+    if standing:
+        values |= zip(_ACCOUNT_STANDING, _account_standing(account), strict=True)
+        values["status"] = account.status.value
+    return values
+
+
+def public_account(account: AccountState, as_of: datetime | None = None, *, replayed: bool = False) -> Account:
+    """The record that callers get; ``as_of`` None: as of its last posting."""
+    return Account(
+        organization_id=account.organization_id,
+        status=account.status,
+        status_reason=account.status_reason,
+        status_by=account.status_by,
+        status_at=account.status_at,
+        overdraft_micros=account.overdraft_micros,
+        debt_micros=account.overdrawn_micros,
+        available_micros=account.available_micros,
+        created_at=account.created_at,
+        as_of=as_of or account.last_posted_at,
+        replayed=replayed,
+    )
 
 
 # -- grants ------------------------------------------------------------------------------------------------------
@@ -154,6 +194,7 @@ def read_grant(row: RowLike) -> GrantState:
         expires_at=row["expires_at"],
         voided_at=row["voided_at"],
         source=row["source"],
+        repaid_micros=row["repaid_micros"],
         **{name: row[name] for name in _GRANT_COUNTERS},
     )
 
@@ -169,12 +210,14 @@ def grant_values(organization_id: str, grant: GrantState) -> Values:
         "expires_at": grant.expires_at,
         "created_at": grant.created_at,
         "source": grant.source,
+        "repaid_micros": grant.repaid_micros,
     }
 
 
-def grant_changes(organization_id: str, grant: GrantState) -> Values:
-    """What an UPDATE of a grant writes, with its key."""
+def grant_changes(organization_id: str, grant: GrantState, *, repaid: bool = False) -> Values:
+    """What an UPDATE of a grant writes, with its key; ``repaid``: what it paid of the debt too."""
     return {
+        **({"repaid_micros": grant.repaid_micros} if repaid else {}),
         "organization_id": organization_id,
         "id": grant.id,
         "status": grant.status.value,
@@ -198,6 +241,7 @@ def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = Fa
         expires_at=grant.expires_at,
         voided_at=grant.voided_at,
         source=grant.source,
+        repaid_micros=grant.repaid_micros,
         replayed=replayed,
         **{name: getattr(grant, name) for name in _GRANT_COUNTERS},
     )
@@ -215,6 +259,7 @@ def read_hold(row: RowLike) -> HoldState:
         pricing=Pricing(row["pricing"]),
         allocations=tuple(Allocation(grant_id, micros) for grant_id, micros in json.loads(row["allocations"])),
         limits=tuple(json.loads(row["limits"])) if row["limits"] else (),
+        forced=row["forced"],
         **plain,
     )
 
@@ -227,13 +272,15 @@ def hold_values(organization_id: str, hold: HoldState) -> Values:
         "pricing": hold.pricing.value,
         "allocations": json.dumps([[part.grant_id, part.amount_micros] for part in hold.allocations]),
         "limits": json.dumps(hold.limits) if hold.limits else None,
+        "forced": hold.forced,
         **dict(zip(_HOLD_PLAIN, _hold_plain(hold), strict=True)),
     }
 
 
-def hold_changes(organization_id: str, hold: HoldState) -> Values:
-    """What an UPDATE of a reservation writes, with its key."""
+def hold_changes(organization_id: str, hold: HoldState, *, forced: bool = False) -> Values:
+    """What an UPDATE of a reservation writes, with its key; ``forced``: that it was given back by force too."""
     return {
+        **({"forced": True} if forced else {}),
         "organization_id": organization_id,
         "id": hold.id,
         "state": hold.state.value,
@@ -248,6 +295,7 @@ def public_hold(organization_id: str, hold: HoldState, *, replayed: bool = False
         state=hold.state,
         pricing=Pricing.OBSERVED if hold.observed else hold.pricing,
         allocations=hold.allocations,
+        forced=hold.forced,
         replayed=replayed,
         **dict(zip(_HOLD_PUBLIC, _hold_public(hold), strict=True)),
     )

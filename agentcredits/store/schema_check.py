@@ -100,7 +100,8 @@ def _aspects(table: Table, inspector: Inspector, dialect: Dialect) -> Iterator[t
 
 
 def _constraints(table: Table, kind: type[Any]) -> list[Any]:
-    return [constraint for constraint in table.constraints if type(constraint) is kind]
+    own = (constraint for column in table.columns for constraint in column.constraints)
+    return [constraint for constraint in (*table.constraints, *own) if type(constraint) is kind]
 
 
 def _columns(names: Any) -> str:

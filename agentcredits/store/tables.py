@@ -51,6 +51,19 @@ credit_accounts = Table(
     Column("next_due_at", UtcDateTime),
     Column("last_posted_at", UtcDateTime, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # How far charges may go below the grants, and how far they have.
+    micros("overdraft_micros", CheckConstraint("overdraft_micros >= 0", name="overdraft")),
+    micros("overdrawn_micros", CheckConstraint("overdrawn_micros >= 0", name="overdrawn")),
+    Column(
+        "status",
+        WORD,
+        CheckConstraint(one_of("status", "open", "frozen", "closed"), name="status"),
+        nullable=False,
+        server_default=text("'open'"),
+    ),
+    Column("status_reason", Text),
+    Column("status_by", SCOPE),
+    Column("status_at", UtcDateTime),
     PrimaryKeyConstraint("organization_id"),
     CheckConstraint(
         "granted_micros >= 0 AND scheduled_micros >= 0 AND spent_micros >= 0 AND reserved_micros >= 0"
@@ -79,6 +92,11 @@ credit_grants = Table(
     Column("voided_at", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
     Column("source", SCOPE),
+    # The part of spent_micros that paid the account's debt.
+    micros(
+        "repaid_micros",
+        CheckConstraint("repaid_micros >= 0 AND repaid_micros <= spent_micros", name="repaid"),
+    ),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
     CheckConstraint(one_of("status", "scheduled", "active", "expired", "voided"), name="status"),
@@ -96,6 +114,13 @@ Index(
     credit_grants.c.id,
     sqlite_where=credit_grants.c.is_open,
     postgresql_where=credit_grants.c.is_open,
+)
+Index(
+    "ix_credit_grants_repaid",
+    credit_grants.c.organization_id,
+    credit_grants.c.id,
+    sqlite_where=credit_grants.c.repaid_micros > 0,
+    postgresql_where=credit_grants.c.repaid_micros > 0,
 )
 
 credit_reservations = Table(
@@ -133,6 +158,8 @@ credit_reservations = Table(
     Column("limits", Text),
     # Mode "observe" let it pass although it would have been refused: it holds and charges nothing.
     Column("observed", Boolean, nullable=False, server_default=false()),
+    # An operator gave it back: its work, should it finish after all, is charged late.
+    Column("forced", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
     CheckConstraint(one_of("state", "active", "unknown", "committed", "released", "expired"), name="state"),

@@ -16,7 +16,7 @@ from agentcredits.amounts import from_micros
 from agentcredits.model import VerifyProblem, VerifyReport
 from agentcredits.rules.entries import next_event
 from agentcredits.rules.state import OPEN_STATES
-from agentcredits.store import limit_verification, records
+from agentcredits.store import debt_verification, limit_verification, records
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import (
     credit_accounts,
@@ -83,6 +83,7 @@ def _verify_account(connection: Connection, organization_id: str) -> tuple[int, 
         for check, message in (
             *_check_account(account, ledger, held, grants),
             *_check_grants(connection, organization_id, grants, open_holds),
+            *debt_verification.check_debt(connection, account, grants),
             *_check_chain(connection, organization_id),
             *_check_allocations(connection, organization_id),
             *_check_refunds(connection, organization_id),
@@ -163,7 +164,11 @@ def _check_grants(
                 ),
             )
         )
-        .where(parts.c.organization_id == organization_id)
+        .where(
+            parts.c.organization_id == organization_id,
+            parts.c.grant_id.is_not(None),
+            ~debt_verification.IS_TRANSFER,
+        )
         .group_by(parts.c.grant_id, rows.c.type, taken_from_grant)
     ):
         grant_id, kind, taken, amount = row
@@ -175,8 +180,9 @@ def _check_grants(
             yield "hold", f"the allocations of reservation {hold.id} do not add up to what it holds"
         for grant_id, amount in parts_of_hold:
             held[grant_id] += amount
+    repaid = debt_verification.repaid(connection, organization_id)
     known = {grant["id"] for grant in grants}
-    for stray in (moved.keys() | held.keys()) - known:
+    for stray in (moved.keys() | held.keys() | repaid.keys()) - known:
         yield "grant", f"rows name grant {stray}, which does not exist"
     for grant in grants:
         sums = moved[grant["id"]]
@@ -184,7 +190,8 @@ def _check_grants(
         name = f"grant {grant['id']}"
         for part, stored, recomputed in (
             ("amount", grant["amount_micros"], granted),
-            ("spent", grant["spent_micros"], sums["debit-"] - sums["refund"]),
+            ("spent", grant["spent_micros"], sums["debit-"] - sums["refund"] + repaid[grant["id"]]),
+            ("repaid", grant["repaid_micros"], repaid[grant["id"]]),
             ("expired", grant["expired_micros"], sums["expire-"]),
             ("voided", grant["voided_micros"], sums["adjust-"]),
             ("held", grant["held_micros"], held[grant["id"]]),
@@ -239,6 +246,7 @@ def _check_allocations(connection: Connection, organization_id: str) -> Iterator
         .select_from(rows.outerjoin(sums, sums.c.transaction_id == rows.c.id))
         .where(
             rows.c.organization_id == organization_id,
+            ~debt_verification.IS_TRANSFER,
             func.coalesce(sums.c.amount, 0) != func.abs(rows.c.amount_micros),
         )
         .order_by(rows.c.seq)

@@ -21,6 +21,16 @@ def takes_of(takes: Any) -> list[tuple[str, int]]:
     return [(grant.id, amount) for grant, amount in takes]
 
 
+def parts_of(row: Row) -> list[tuple[str | None, int]]:
+    """The allocations of a charge (the line last), a refund (the line first) or a transfer (who pays comes first)."""
+    line: list[tuple[str | None, int]] = [(None, row.overdraft)] if row.overdraft else []
+    if row.moved and row.grant is not None:
+        sides: list[tuple[str | None, int]] = [(row.grant.id, abs(row.moved)), (None, abs(row.moved))]
+        return sides if row.moved > 0 else sides[::-1]
+    takes: list[tuple[str | None, int]] = [*takes_of(row.takes)]
+    return line + takes if row.type == "refund" else takes + line
+
+
 def allocations_of(record: Transaction | ReservationRecord) -> list[tuple[str | None, int]]:
     return [(allocation.grant_id, allocation.amount_micros) for allocation in record.allocations]
 
@@ -37,8 +47,8 @@ def compare_row(expected: Row, actual: Transaction) -> None:
         "refund_of": (actual.refund_of, None if expected.refund_of is None else expected.refund_of.id),
         "late": (actual.late, expected.late),
     }
-    if expected.type in ("debit", "refund"):
-        facts["allocations"] = (allocations_of(actual), takes_of(expected.takes))
+    if expected.type in ("debit", "refund") or expected.moved:
+        facts["allocations"] = (allocations_of(actual), parts_of(expected))
         facts["hold"] = (actual.reservation_id, None if expected.hold is None else expected.hold.id)
     if expected.grant is not None:
         facts["grant"] = (actual.grant_id, expected.grant.id)
@@ -47,7 +57,7 @@ def compare_row(expected: Row, actual: Transaction) -> None:
 
 def compare_grant(expected: Grant, actual: CreditGrant) -> None:
     """A grant's counters, status and times equal the model's."""
-    names = ("amount", "spent", "held", "expired", "voided", "remaining")
+    names = ("amount", "spent", "held", "expired", "voided", "repaid", "remaining")
     facts: dict[str, tuple[Any, Any]] = {name: (actual[f"{name}_micros"], getattr(expected, name)) for name in names}
     facts |= {
         "status": (actual.status.value, expected.status),
@@ -70,6 +80,7 @@ def compare_hold(expected: Hold, actual: ReservationRecord) -> None:
             "charged": (actual.charged_micros, expected.charged),
             "uncollected": (actual.uncollected_micros, expected.uncollected),
             "late": (actual.late, expected.late),
+            "forced": (actual.forced, expected.forced),
             "expires_at": (actual.expires_at, expected.expires_at),
             "transaction_id": (actual.transaction_id, None if row is None else row.id or actual.transaction_id),
             "allocations": (allocations_of(actual), takes_of(expected.takes)),

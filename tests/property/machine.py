@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from agentcredits.amounts import from_micros
 from agentcredits.errors import CreditsError
+from agentcredits.model import Account as AccountRecord
 from agentcredits.model import Transaction
 from agentcredits.reservation import SyncReservation
 from agentcredits.service import SyncCreditService
@@ -28,7 +29,7 @@ Call = tuple[str, dict[str, Any]]
 def change_one(name: str, value: Any) -> Any:
     """Another value of the same kind."""
     if name == "amount":
-        return (value or CREDIT) + 1
+        return (value or CREDIT) + 1 or CREDIT
     if isinstance(value, int):
         return value + 1
     if isinstance(value, datetime):
@@ -43,12 +44,15 @@ def change_one(name: str, value: Any) -> Any:
         "promotional": "paid",
         "adjustment": "paid",
         "cap": "reject",
-        "reject": "cap",
+        "reject": "overdraft",
+        "overdraft": "cap",
     }
     return swaps.get(value, "changed")
 
 
 NEEDS_A_HOLD = ("commit", "release", "extend", "await_verdict", "settle_by_handle")
+
+OF_ACCOUNTS = ("adjust_credits", "create_account", "grant_credits", "set_overdraft", "set_status", "sweep")
 
 IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id")
 
@@ -114,20 +118,16 @@ class LedgerMachine(RuleBasedStateMachine):
             arguments["amount"] = from_micros(amount)
         if (scopes := arguments.pop("scopes", None)) is not None:
             arguments |= dict(zip(("project_id", "department_id", "user_id"), scopes, strict=True))
-        if name == "grant_credits":
-            return self.service.grant_credits(organization_id, arguments.pop("amount"), **arguments)
-        if name == "create_account":
-            return self.service.create_account(organization_id)
-        if name == "adjust_credits":
-            return self.service.adjust_credits(organization_id, arguments.pop("amount"), **arguments)
+        if name in OF_ACCOUNTS:
+            return self.perform_for_account(name, organization_id, arguments)
         if name == "set_limit":
             if arguments["unit"] == "count":
                 arguments["amount"] = int(arguments["amount"] * CREDIT)
             arguments["mode"] = "hard" if arguments.pop("hard") else "soft"
             arguments["scope_id"] = arguments["scope_id"] or None
             return self.service.set_limit(organization_id, **arguments)
-        if name == "sweep":
-            return self.service.sweep(organization_id)
+        if name == "release_reservation" and arguments.get("force"):
+            arguments["reason"] = "a reason"
         if name == "mark_unknown":
             arguments |= {"provider": "fal", "provider_reference": "job-1"}
         if name == "reserve_credits":
@@ -142,6 +142,13 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         ids = () if first is None else (first,)
         return getattr(self.service, name)(*ids, organization_id=organization_id, **arguments)
+
+    def perform_for_account(self, name: str, organization_id: str, arguments: dict[str, Any]) -> Any:
+        """Calls whose first argument is the organization, and the second, if there is one, the amount."""
+        if name == "set_status":
+            return getattr(self.service, f"{arguments['change']}_account")(organization_id, "a reason")
+        amounts = (arguments.pop("amount"),) if "amount" in arguments else ()
+        return getattr(self.service, name)(organization_id, *amounts, **arguments)
 
     @staticmethod
     def adopt(expected: Answer, actual: Any) -> None:
@@ -168,7 +175,7 @@ class LedgerMachine(RuleBasedStateMachine):
             compare_hold(record, actual)
         elif isinstance(record, Row):
             compare_row(record, actual)
-        if record is not None and not isinstance(record, Limit):
+        if isinstance(actual, AccountRecord) or (record is not None and not isinstance(record, Limit)):
             same("replayed", actual.replayed, expected.replayed)
 
     def compare(self, touched: str) -> None:
@@ -184,8 +191,17 @@ class LedgerMachine(RuleBasedStateMachine):
                 continue
             self.compare_history(organization_id, account)
             self.compare_limits(organization_id)
+            self.compare_account(organization_id)
             report = self.service.verify(organization_id)
             same("verify", report.problems, ())
+
+    def compare_account(self, organization_id: str) -> None:
+        """Line, debt and status; debt is what is below zero, and is said by the balance too."""
+        view = self.model.view(organization_id)
+        account = self.service.get_account(organization_id)
+        facts = (account.overdraft_micros, account.debt_micros, account.status.value)
+        same("account", facts, (view.line, view.debt, view.status))
+        same("debt", self.service.get_balance(organization_id).debt_micros, view.debt)
 
     def compare_limits(self, organization_id: str) -> None:
         """Every limit and every counter."""
@@ -387,7 +403,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.apply(("commit_reservation", arguments | {"amount": amount, "overage": overage}))
 
     def settle_by_handle(self, number: int, change: int | None) -> None:
-        """A handle settles with CAP, and late when its hold has expired."""
+        """A handle settles with CAP, and late when its hold has expired or was forced back."""
         organization_id, reservation_id = self.pick(lambda account: account.holds, number)
         if reservation_id not in self.handles:
             return
@@ -396,9 +412,35 @@ class LedgerMachine(RuleBasedStateMachine):
         arguments = {"organization_id": organization_id, "reservation_id": reservation_id, "amount": amount}
         self.apply(("commit_reservation", arguments | {"overage": "cap", "late": True}), remember=False)
 
-    def release(self, number: int) -> None:
+    def release(self, number: int, force: bool) -> None:
         organization_id, reservation_id = self.pick_hold(number)
-        self.apply(("release_reservation", {"organization_id": organization_id, "reservation_id": reservation_id}))
+        arguments = {"organization_id": organization_id, "reservation_id": reservation_id, "force": force}
+        self.apply(("release_reservation", arguments))
+
+    def line(self, organization: int, amount: int) -> None:
+        self.apply(("set_overdraft", {"organization_id": self.organizations[organization], "amount": amount}))
+
+    def overdraw(self, organization: int, amount: int, scopes: tuple[Any, ...]) -> None:
+        """More than there is, from a line that is long enough; sometimes something pays for it soon."""
+        owner = self.organizations[organization]
+        available = max(0, self.model.view(owner).terms()["available"])
+        self.line(organization, 50 * CREDIT)
+        self.consume(organization, available + amount, "overdraft", scopes)
+
+    def status(self, organization: int, change: str) -> None:
+        """One change; most of the time it is undone at once, or little else would happen."""
+        owner = self.organizations[organization]
+        self.apply(("set_status", {"organization_id": owner, "change": change}))
+        if self.keys % 3:
+            undo = "reopen" if self.model.accounts[owner].status == "closed" else "unfreeze"
+            self.apply(("set_status", {"organization_id": owner, "change": undo}))
+
+    def thaw(self, organization: int) -> None:
+        """Whatever was done to the account, it is open again."""
+        owner = self.organizations[organization]
+        undo = {"closed": "reopen", "frozen": "unfreeze"}.get(self.model.accounts[owner].status)
+        if undo is not None:
+            self.apply(("set_status", {"organization_id": owner, "change": undo}))
 
     def extend(self, number: int, ttl: timedelta) -> None:
         organization_id, reservation_id = self.pick_hold(number)
@@ -489,6 +531,8 @@ class LedgerMachine(RuleBasedStateMachine):
         arguments["grant_id" if name == "void_grant" else "reservation_id"] = str(uuid.UUID(int=number))
         if name == "commit_reservation":
             arguments |= {"amount": None, "overage": "reject"}
+        if name == "release_reservation":
+            arguments["force"] = False
         self.apply((name, arguments), remember=False)
 
     def use_an_unknown_organization(self, number: int) -> None:

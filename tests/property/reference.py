@@ -14,6 +14,10 @@ grants and holds each time, and everything due is looked for by scanning. What i
 * a limit counts what was charged in its window after it was made (or, if it was told so, before too), less what was
   given back in the same window, and the open holds that it was there for; a hard one refuses what would go beyond;
   one for a certain department or user stands in for the default of its unit and window;
+* a charge with overage "overdraft" takes what is missing from the account's line; whatever becomes usable pays that
+  debt first, and a refund lowers it first: what it gives back beyond it goes to the grants that had paid, newest first;
+* a frozen account is charged and held nothing new, a closed one is granted nothing either; all else goes on;
+* a hold that was released by force is settled late by its handle, like an expired one;
 * a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
   of a released or expired hold may be used for a new hold.
 """
@@ -54,6 +58,7 @@ class Grant:
     held: int = 0
     expired: int = 0
     voided: int = 0
+    repaid: int = 0
     id: str = ""
 
     @property
@@ -125,6 +130,9 @@ class Row:
     uncollected: int = 0
     late: bool = False
     refunded: int = 0
+    #: What of a charge or refund belongs to the line, and what a transfer moved.
+    overdraft: int = 0
+    moved: int = 0
     at: datetime = LONG_AGO
     scopes: Scopes = (None, None, None)
     id: str = ""
@@ -143,6 +151,7 @@ class Hold:
     charged: int = 0
     uncollected: int = 0
     late: bool = False
+    forced: bool = False
     row: Row | None = None
     scopes: Scopes = (None, None, None)
     limits: list[Limit] = field(default_factory=list)
@@ -176,6 +185,9 @@ class Account:
         self.limits: list[Limit] = []
         self.keys: dict[tuple[str, str], tuple[tuple[Any, ...], Any]] = {}
         self.last_posted_at = now
+        self.line = 0
+        self.debt = 0
+        self.status = "open"
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -187,7 +199,7 @@ class Account:
         found = {
             "granted": self.total("amount"),
             "scheduled": sum(grant.remaining for grant in self.grants if grant.status == "scheduled"),
-            "spent": self.total("spent"),
+            "spent": self.total("spent") + self.debt,
             "reserved": sum(hold.amount for hold in self.holds if hold.open),
             "expired": self.total("expired"),
             "voided": self.total("voided"),
@@ -264,7 +276,7 @@ class Account:
     # -- booking -------------------------------------------------------------------------------------------------
 
     def add_row(self, kind: str, amount: int, **facts: Any) -> Row:
-        after = self.total("amount") - self.total("spent") - self.total("expired") - self.total("voided")
+        after = self.total("amount") - self.total("spent") - self.total("expired") - self.total("voided") - self.debt
         row = Row(len(self.rows) + 1, kind, amount, after, at=self.last_posted_at, **facts)
         self.rows.append(row)
         return row
@@ -283,6 +295,20 @@ class Account:
         for grant, amount in broken:
             self.breakage(grant, amount, hold)
 
+    def repay(self, at: datetime) -> None:
+        """What is usable at a moment pays the debt."""
+        for grant, room in self.usable():
+            part = min(room, self.debt)
+            if part and (grant.expires_at is None or at < grant.expires_at):
+                self.move(grant, part)
+
+    def move(self, grant: Grant, part: int) -> None:
+        """A grant pays a part of the debt, or (negative) gets it back."""
+        grant.spent += part
+        grant.repaid += part
+        self.debt -= part
+        self.add_row("adjust", 0, grant=grant, moved=part)
+
     def book_due(self, clock: datetime) -> datetime:
         """Book everything due; returns the account's now, which never runs backwards."""
         now = self.last_posted_at = max(clock, self.last_posted_at)
@@ -292,9 +318,11 @@ class Account:
                 if hold.open and hold.expires_at == instant:
                     hold.state = "expired"
                     self.give_back(hold, hold.takes)
+                    self.repay(instant)
             for grant in self.grants:
                 if grant.status == "scheduled" and grant.effective_at == instant:
                     grant.status = "active"
+                    self.repay(instant)
             for grant in self.grants:
                 if grant.status == "active" and grant.expires_at == instant:
                     grant.status = "expired"
@@ -387,12 +415,15 @@ class Ledger:
         payload = (amount, category, priority, effective_at, expires_at, source)
         if (replay := self._replay(account, "grant", idempotency_key, payload)) is not None:
             return replay
+        if account.status == "closed":
+            raise Refused("account_closed")
         start = now if effective_at is None else effective_at
         if expires_at is not None and expires_at <= max(start, now):
             raise Refused("invalid_input")
         grant = Grant(amount, category, priority, start, expires_at, now, "scheduled" if start > now else "active")
         account.grants.append(grant)
         account.add_row({"paid": "purchase", "adjustment": "adjust"}.get(category, "credit"), amount, grant=grant)
+        account.repay(now)
         account.keys["grant", idempotency_key] = (payload, grant)
         return Answer(grant)
 
@@ -416,25 +447,45 @@ class Ledger:
         payload = (amount, overage, scopes)
         if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
             return replay
-        account.check(scopes, amount, capped=overage == "cap")
-        takes = take(account.usable(), min(amount, account.limit_room(scopes)))
+        self._refuse_unless_open(account)
+        account.check(scopes, amount, capped=overage != "reject")
+        room = min(amount, account.limit_room(scopes))
+        takes = take(account.usable(), room)
         if sum_of(takes) < amount and overage == "reject":
             raise Refused("insufficient_credits")
-        row = self._debit(account, takes, amount, scopes)
+        row = self._debit(account, takes, amount, scopes, lent=self._lend(account, room - sum_of(takes), overage))
         account.keys["consume", idempotency_key] = (payload, row)
         return Answer(row)
 
     @staticmethod
+    def _refuse_unless_open(account: Account) -> None:
+        if account.status != "open":
+            raise Refused(f"account_{account.status}")
+
+    @staticmethod
+    def _lend(account: Account, missing: int, overage: str) -> int:
+        """What the line gives of what is missing."""
+        return max(0, min(missing, account.line - account.debt)) if overage == "overdraft" else 0
+
+    @staticmethod
     def _debit(
-        account: Account, takes: Takes, amount: int, scopes: Scopes, hold: Hold | None = None, late: bool = False
+        account: Account,
+        takes: Takes,
+        amount: int,
+        scopes: Scopes,
+        hold: Hold | None = None,
+        late: bool = False,
+        lent: int = 0,
     ) -> Row:
         for grant, part in takes:
             grant.spent += part
-        charged = sum_of(takes)
+        account.debt += lent
+        charged = sum_of(takes) + lent
         return account.add_row(
             "debit",
             -charged,
             takes=takes,
+            overdraft=lent,
             hold=hold,
             uncollected=max(0, amount - charged),
             late=late,
@@ -448,6 +499,7 @@ class Ledger:
         payload = (amount, scopes)
         if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
             return replay
+        self._refuse_unless_open(account)
         account.check(scopes, amount)
         takes = take(account.usable(), amount)
         if sum_of(takes) < amount:
@@ -478,40 +530,45 @@ class Ledger:
             if hold.requested == wanted:
                 return Answer(hold, replayed=True)
             raise Refused("reservation_already_settled")
-        if hold.state == "released":
+        if hold.state == "released" and not (hold.forced and late):
             raise Refused("reservation_already_settled")
         if hold.state == "expired" and not late:
             raise Refused("reservation_expired")
         if wanted > hold.amount and overage == "reject" and not late:
             raise Refused("overage_rejected")
-        self._settle(account, hold, wanted)
+        self._settle(account, hold, wanted, overage)
         return Answer(hold)
 
-    def _settle(self, account: Account, hold: Hold, wanted: int) -> None:
-        hold.late = hold.state == "expired"
+    def _settle(self, account: Account, hold: Hold, wanted: int, overage: str) -> None:
+        hold.late = not hold.open
         held = [] if hold.late else hold.takes
         used = take(held, wanted)
         limited = account.limit_room(hold.scopes, without=None if hold.late else hold) - sum_of(used)
-        extra = take(account.usable(), min(wanted - sum_of(used), max(0, limited)))
+        room = min(wanted - sum_of(used), max(0, limited))
+        extra = take(account.usable(), room)
         for grant, part in used:
             grant.held -= part
         if not hold.late:
             hold.state = "committed"
         hold.requested = wanted
         if wanted:
-            hold.row = self._debit(account, merge(used + extra), wanted, hold.scopes, hold, hold.late)
+            lent = self._lend(account, room - sum_of(extra), overage)
+            hold.row = self._debit(account, merge(used + extra), wanted, hold.scopes, hold, hold.late, lent)
             hold.charged = -hold.row.amount
             hold.uncollected = hold.row.uncollected
         account.give_back(hold, subtract(held, wanted))
+        account.repay(account.last_posted_at)
 
-    def release_reservation(self, organization_id: str, reservation_id: str) -> Answer:
-        account, hold, _ = self._hold(organization_id, reservation_id)
+    def release_reservation(self, organization_id: str, reservation_id: str, *, force: bool = False) -> Answer:
+        account, hold, now = self._hold(organization_id, reservation_id)
         if hold.charged_once:
             raise Refused("reservation_already_settled")
         if not hold.open:
             return Answer(hold, replayed=True)
         hold.state = "released"
+        hold.forced = force
         account.give_back(hold, hold.takes)
+        account.repay(now)
         return Answer(hold)
 
     @staticmethod
@@ -541,7 +598,7 @@ class Ledger:
     def refund_credits(
         self, organization_id: str, transaction_id: str, amount: int | None, *, idempotency_key: str
     ) -> Answer:
-        account, _ = self._open(organization_id)
+        account, now = self._open(organization_id)
         payload = (transaction_id, amount)
         if (replay := self._replay(account, "refund", idempotency_key, payload)) is not None:
             return replay
@@ -552,15 +609,25 @@ class Ledger:
         wanted = left if amount is None else amount
         if wanted > left or wanted == 0:
             raise Refused("refund_exceeds_charge")
+        # The line was the charge's last resort: it is the first to be given back.
+        returned = min(wanted, max(0, charge.overdraft - charge.refunded))
         newest_first = list(reversed(charge.takes))
-        given = take(subtract(newest_first, charge.refunded), wanted)
+        given = take(subtract(newest_first, max(0, charge.refunded - charge.overdraft)), wanted - returned)
         charge.refunded += wanted
+        account.debt -= returned
         for grant, part in given:
             grant.spent -= part
-        row = account.add_row("refund", wanted, takes=given, refund_of=charge)
+        row = account.add_row("refund", wanted, takes=given, overdraft=returned, refund_of=charge)
         for grant, part in given:
             if grant.status in ("expired", "voided"):
                 account.breakage(grant, part)
+        for grant in sorted(account.grants, key=lambda one: (max(one.effective_at, one.created_at), one.id))[::-1]:
+            part = min(grant.repaid, max(0, -account.debt))
+            if part:
+                account.move(grant, -part)
+                if grant.status in ("expired", "voided"):
+                    account.breakage(grant, part)
+        account.repay(now)
         account.keys["refund", idempotency_key] = (payload, row)
         return Answer(row)
 
@@ -571,9 +638,12 @@ class Ledger:
         if (replay := self._replay(account, "adjust", idempotency_key, (amount,))) is not None:
             return replay
         if amount > 0:
+            if account.status == "closed":
+                raise Refused("account_closed")
             grant = Grant(amount, "adjustment", 50, now, None, now)
             account.grants.append(grant)
             row = account.add_row("adjust", amount, grant=grant)
+            account.repay(now)
         else:
             takes = take(account.usable(), -amount)
             if sum_of(takes) < -amount:
@@ -583,6 +653,25 @@ class Ledger:
             row = account.add_row("adjust", amount, takes=takes)
         account.keys["adjust", idempotency_key] = ((amount,), row)
         return Answer(row)
+
+    def set_overdraft(self, organization_id: str, amount: int) -> Answer:
+        account, _ = self._open(organization_id)
+        before, account.line = account.line, amount
+        return Answer(None, replayed=before == amount)
+
+    def set_status(self, organization_id: str, change: str) -> Answer:
+        account, _ = self._open(organization_id)
+        status, before = {
+            "freeze": ("frozen", ("open",)),
+            "unfreeze": ("open", ("frozen",)),
+            "close": ("closed", ("open", "frozen")),
+            "reopen": ("open", ("closed",)),
+        }[change]
+        if account.status not in (status, *before):
+            raise Refused(f"account_{account.status}")
+        same = account.status == status
+        account.status = status
+        return Answer(None, replayed=same)
 
     def set_limit(
         self,

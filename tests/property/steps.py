@@ -18,7 +18,7 @@ scopes = st.tuples(scope_ids, scope_ids, scope_ids)
 starts = st.sampled_from([None, None, -timedelta(days=1), timedelta(0), timedelta(seconds=30), timedelta(hours=1)])
 #: The same lengths as ttls, so that holds and grants often end at one instant.
 ends = st.sampled_from([None, timedelta(minutes=5), timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)])
-overages = st.sampled_from(["reject", "cap"])
+overages = st.sampled_from(["reject", "cap", "overdraft"])
 places = st.sampled_from([0, 0, 0, 0, 1])
 names_by_id = st.sampled_from(["commit_reservation", "release_reservation", "mark_unknown", "void_grant"])
 
@@ -73,7 +73,11 @@ works = st.one_of(
     commits,
     commits,
     step("settle_by_handle", number=numbers, change=st.sampled_from([None, 0, 1, -1, CREDIT])),
-    step("release", number=numbers),
+    step("release", number=numbers, force=st.booleans()),
+    step("overdraw", organization=places, amount=micros, scopes=scopes),
+    step("line", organization=places, amount=st.just(0) | micros),
+    step("status", organization=places, change=st.sampled_from(["freeze", "unfreeze", "close", "reopen"])),
+    step("thaw", organization=places),
     step("extend", number=numbers, ttl=ttls),
     step("await_verdict", number=numbers),
     step("refund", number=numbers, amount=st.none() | micros),

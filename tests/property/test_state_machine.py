@@ -61,6 +61,8 @@ def test_the_service_does_what_the_reference_model_does(
         "remove_limit",
         "reserve_credits",
         "set_limit",
+        "set_overdraft",
+        "set_status",
         "sweep",
         "void_grant",
     }
