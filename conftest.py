@@ -30,6 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("AGENTCREDITS_PROOF", "short"),
         help="how long the heavy proofs run",
     )
+    parser.addoption(
+        "--proof-report",
+        default="proof-results.json",
+        metavar="FILE",
+        help="where the proofs of this run write what they counted",
+    )
+    parser.addoption(
+        "--proof-seed", type=int, help="the seed of the proofs; default: a fixed one (short), a new one (long)"
+    )
 
 
 @pytest.fixture(scope="session")
