@@ -79,6 +79,11 @@ class _Attempts:
     #: A COMMIT was on its way when its connection broke: it may have arrived.
     ambiguous: bool = False
 
+    def note_failed_commit(self, error: BaseException) -> None:
+        """Whether it arrived is known only when the database itself refused it."""
+        if classify(error) in (Fault.LOST, Fault.AWAY):
+            self.ambiguous = True
+
     def may_repeat(self, error: BaseException) -> bool:
         """Conflicts and lost connections; and a store that went away in mid-commit, to learn what became of it."""
         fault = classify(error)
@@ -291,8 +296,8 @@ class Runner:
             )
             try:
                 connection.commit()
-            except SQLAlchemyError:
-                attempts.ambiguous = True
+            except SQLAlchemyError as error:
+                attempts.note_failed_commit(error)
                 raise
             return outcomes
 

@@ -83,7 +83,8 @@ def translate(
     Args:
         error: What the driver raised.
         idempotency_key: The key under which the caller can repeat the call.
-        ambiguous: The connection broke while COMMIT was on its way.
+        ambiguous: A COMMIT was on its way when its connection broke, in this try or in an earlier one that
+            ``error`` kept from being looked up.
         advice: A suggestion to add.
     """
     if isinstance(error, CreditsError):
@@ -99,7 +100,6 @@ def translate(
     elif fault is Fault.DATA:
         translated = StoreError(f"the credits database refused the statement ({type(error).__name__}).")
     else:
-        unknown = ambiguous and fault is Fault.LOST
         sentence = {
             Fault.CONFLICT: "other transactions were in the way",
             Fault.LOST: "the connection to the credits database was lost",
@@ -107,9 +107,9 @@ def translate(
             Fault.AWAY: "the credits database cannot be reached or written",
         }[fault]
         translated = StoreUnavailableError(
-            f"{sentence}; {'whether it was booked is unknown' if unknown else 'nothing was booked'}.",
+            f"{sentence}; {'whether it was booked is unknown' if ambiguous else 'nothing was booked'}.",
             reason=fault.value,
-            context={"idempotency_key": idempotency_key, "outcome": "unknown" if unknown else "not_started"},
+            context={"idempotency_key": idempotency_key, "outcome": "unknown" if ambiguous else "not_started"},
             suggestions=(*suggestions, "Try again; with the same idempotency key nothing happens twice."),
         )
     translated.__cause__ = error

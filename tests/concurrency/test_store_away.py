@@ -252,6 +252,18 @@ def test_a_lost_answer_of_a_commit_is_found_again(proxy: CuttingProxy) -> None:
 
 
 @pytest.mark.postgres
+def test_a_lost_commit_that_cannot_be_looked_up_is_unknown(proxy: CuttingProxy) -> None:
+    """COMMIT went out and then nobody answers any more: the caller is not told that nothing was booked."""
+    with SyncCreditService(proxy.url, settings=impatient()) as service:
+        service.grant_credits(ACME, 10)
+        proxy.arm()
+        proxy.lock_door()
+        with pytest.raises(StoreUnavailableError, match="whether it was booked is unknown") as refusal:
+            service.consume_credits(organization_id=ACME, amount=4)
+    assert (refusal.value.outcome, refusal.value.reason) == ("unknown", "away")
+
+
+@pytest.mark.postgres
 async def test_a_lost_answer_reaches_every_coroutine_of_the_batch(proxy: CuttingProxy) -> None:
     """64 charges wait for batches whose answers are lost now and then: each is booked once and answered."""
     async with CreditService(proxy.url) as service:

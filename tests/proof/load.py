@@ -154,10 +154,11 @@ class _Clerk:
             number += 1
             call = self._next(f"{self._name}-{number}")
             self._journal.begin(call)
-            left = [again for again in [call, *left] if not self._is_answered(again)]
+            first_try = [] if self._is_answered(call) else [call]
+            left = [*(again for again in left if not self._is_answered(again, repeated=True)), *first_try]
         end = time.monotonic() + 20
         while left and time.monotonic() < end:
-            left = [again for again in left if not self._is_answered(again)]
+            left = [again for again in left if not self._is_answered(again, repeated=True)]
             time.sleep(0.01)
 
     def _next(self, key: str) -> Call:
@@ -169,14 +170,14 @@ class _Clerk:
         micros = self._dice.choice((100_000, 700_000, 1_100_000, self._dice.randint(1, 3_000_000)))
         return Call("charge" if kind == "refund" else kind, key, micros)  # type: ignore[arg-type]
 
-    def _is_answered(self, call: Call) -> bool:
+    def _is_answered(self, call: Call, *, repeated: bool = False) -> bool:
         try:
             booked = self._till.do(call)
-        except tills.Unknown:
-            self._journal.note("unknown", call.key)
-            return False
-        except tills.Refused:
-            self._journal.note("refused", call.key)
+        except (tills.Refused, tills.Unknown) as error:
+            # That a repetition was not started says nothing of the first try.
+            unknown = repeated or isinstance(error, tills.Unknown)
+            self._journal.note("unknown" if unknown else "refused", call.key)
+            return not unknown
         except Exception as error:  # noqa: BLE001  # what nobody was promised is what is looked for
             self._journal.note("broken", call.key, error=repr(error)[:300])
         else:

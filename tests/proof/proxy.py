@@ -26,7 +26,8 @@ class CuttingProxy:
         self._server = make_url(url)
         self._folder = tempfile.TemporaryDirectory(prefix="agentcredits-proxy-")
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(Path(self._folder.name) / ".s.PGSQL.5432"))
+        self._door = Path(self._folder.name) / ".s.PGSQL.5432"
+        self._listener.bind(str(self._door))
         self._listener.listen(64)
         self._changed = threading.Condition()
         self._next: Cut | None = None
@@ -44,6 +45,10 @@ class CuttingProxy:
     ) -> None:
         self._listener.close()
         self._folder.cleanup()
+
+    def lock_door(self) -> None:
+        """Let no new connection in; those that are open stay."""
+        self._door.unlink()
 
     def arm(self, cut: Cut = "answer lost") -> None:
         """Cut the next COMMIT; waits for the end of a cut that is under way."""
@@ -86,8 +91,11 @@ class CuttingProxy:
                     server.sendall(data)
                     # The other thread, whose client is gone, ends with the first answer: wait for that.
                     answers.join(10)
+                # close() alone would not end the connection: the other thread is reading from it.
+                server.shutdown(socket.SHUT_RDWR)
                 self._done()
                 return
+            server.shutdown(socket.SHUT_RDWR)
 
     def _take_cut(self) -> Cut | None:
         with self._changed:
