@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -227,8 +227,8 @@ class Runner:
             self._keeper.end_renewal(operation.reservation_id)
         return answer
 
-    def _post_batch(self, operations: Sequence[Operation]) -> list[Answer]:
-        attempts = _Attempts()
+    def _post_batch(self, operations: Sequence[Operation], earlier: _Attempts | None = None) -> list[Answer]:
+        attempts = _Attempts() if earlier is None else replace(earlier)
         try:
             return list(self._transact(operations, attempts))
         except CreditsError as error:
@@ -236,7 +236,7 @@ class Runner:
         except SQLAlchemyError as error:
             if classify(error) is Fault.DATA and len(operations) > 1:
                 # One operation's own fault: post one at a time, so that only the culprit sees it.
-                return [answer for operation in operations for answer in self._post_batch([operation])]
+                return [answer for operation in operations for answer in self._post_batch([operation], attempts)]
             return [
                 translate(
                     error,

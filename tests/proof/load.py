@@ -179,7 +179,7 @@ class _Clerk:
             self._journal.note("unknown" if unknown else "refused", call.key)
             return not unknown
         except Exception as error:  # noqa: BLE001  # what nobody was promised is what is looked for
-            self._journal.note("broken", call.key, error=repr(error)[:300])
+            self._journal.note("broken", call.key, error=f"{error!r} because of {error.__cause__}"[:500])
         else:
             self._journal.note("done", call.key)
             if call.kind == "charge":

@@ -72,9 +72,17 @@ class Record:
         self._began = time.monotonic()
 
     def __call__(
-        self, what: str, *, count: int, unit: str, seed: int | None, wrong: Mapping[str, int], database: str = ""
+        self,
+        what: str,
+        *,
+        count: int,
+        unit: str,
+        seed: int | None,
+        wrong: Mapping[str, int],
+        database: str = "",
+        details: object = "",
     ) -> None:
-        """Note one row; then, if anything was wrong or nothing was tried, fail the test."""
+        """Note one row; then, if anything was wrong or nothing was tried, fail the test, with the details."""
         began, self._began = self._began, time.monotonic()
         again = "" if seed is None else f" --proof-seed={seed}"
         row = Row(
@@ -90,7 +98,7 @@ class Record:
         )
         self._report.add(row)
         assert count > 0, f"{what}: nothing was tried"
-        assert row.ok, f"{what}: {row.wrong} in {count} {unit}; again: {row.command}"
+        assert row.ok, f"{what}: {row.wrong} in {count} {unit}; again: {row.command}\n{details}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -39,4 +39,5 @@ def test_kill_9_under_load(database_url: str, proof: str, seed: int, record: Rec
         unit="kills",
         seed=seed,
         wrong=findings.wrong,
+        details=findings,
     )

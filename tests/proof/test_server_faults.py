@@ -60,7 +60,8 @@ def cut_commits(till: str, url: str, folder: Path, *, cuts: int, seed: int) -> F
     """Cut connections just when COMMIT went out: three of four reach the server, one does not."""
     dice = random.Random(seed)
     with CuttingProxy(url) as proxy, Load(till, proxy.url, folder, seed=seed, workers=2) as load:
-        for _ in range(cuts):
+        for number in range(cuts):
+            load.wait_for_calls(number % 2, 1)
             proxy.arm(dice.choice(("answer lost", "answer lost", "answer lost", "never arrived")))
             proxy.wait_until_cut()
         assert proxy.cuts == cuts
@@ -85,6 +86,7 @@ def test_immediate_restarts_under_load(
         unit="restarts",
         seed=seed,
         wrong=findings.wrong,
+        details=findings,
     )
 
 
@@ -123,4 +125,4 @@ def test_lost_connections_under_load(
     """Nobody notices: each call is found again under its key and booked once."""
     count = 2_000 if proof == "long" else 100
     findings = harness("credits", postgresql_url, tmp_path, **{unit: count}, seed=seed)
-    record(what, database="postgresql", count=count, unit=unit, seed=seed, wrong=findings.wrong)
+    record(what, database="postgresql", count=count, unit=unit, seed=seed, wrong=findings.wrong, details=findings)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sqlalchemy import select
 
 from agentcredits import SyncCreditService
-from agentcredits.errors import ReservationInUseError, StoreUnavailableError
+from agentcredits.errors import ReservationExpiredError, ReservationInUseError, StoreUnavailableError
 from agentcredits.settings import Settings
 from agentcredits.store.dialects import make_engine, normalise_url
 from agentcredits.store.tables import credit_reservations, credit_transactions
@@ -79,8 +79,8 @@ class CreditsTill:
                 if call.kind == "release":
                     raise _BodyFailed
             return hold.id
-        except ReservationInUseError as error:
-            # An earlier try, whose answer was lost, holds the credits until its time-to-live is over.
+        except (ReservationInUseError, ReservationExpiredError) as error:
+            # An earlier try, whose answer was lost, holds the credits until its time-to-live is over, or did.
             raise Unknown from error
         except StoreUnavailableError as error:
             raise (Unknown if error.context["outcome"] == "unknown" else Refused) from error
