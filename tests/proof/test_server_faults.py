@@ -126,3 +126,25 @@ def test_lost_connections_under_load(
     count = 2_000 if proof == "long" else 100
     findings = harness("credits", postgresql_url, tmp_path, **{unit: count}, seed=seed)
     record(what, database="postgresql", count=count, unit=unit, seed=seed, wrong=findings.wrong, details=findings)
+
+
+@pytest.mark.timeout(300)
+def test_the_restarts_find_what_a_naive_till_loses(own_url: str, own_server: Any, seed: int, tmp_path: Path) -> None:
+    """It answers before it has written; its writer dies with the server."""
+    findings = restart_server("answer_first", own_url, tmp_path, own_server, restarts=1, seed=seed)
+    assert findings.lost
+
+
+@pytest.mark.timeout(300)
+def test_the_terminations_find_what_a_naive_till_tells(postgresql_url: str, seed: int, tmp_path: Path) -> None:
+    """Its callers get the driver's errors, and a balance without its row."""
+    findings = terminate_backends("select_then_update", postgresql_url, tmp_path, terminations=20, seed=seed)
+    assert findings.broken
+    assert findings.drifted
+
+
+@pytest.mark.timeout(300)
+def test_the_cuts_find_what_a_naive_till_books_twice(postgresql_url: str, seed: int, tmp_path: Path) -> None:
+    """It tries again, as it should, without a key."""
+    findings = cut_commits("no_key", postgresql_url, tmp_path, cuts=10, seed=seed)
+    assert findings.duplicated

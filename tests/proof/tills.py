@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from sqlalchemy import select
 
 from agentcredits import SyncCreditService
 from agentcredits.errors import ReservationExpiredError, ReservationInUseError, StoreUnavailableError
+from agentcredits.reservation import SyncReservation
 from agentcredits.settings import Settings
 from agentcredits.store.dialects import make_engine, normalise_url
 from agentcredits.store.tables import credit_reservations, credit_transactions
@@ -41,6 +43,9 @@ class Till(Protocol):
         Raises:
             Refused, Unknown: the two answers that a caller is promised when the store is away.
         """
+
+    def working(self, call: Call) -> AbstractContextManager[object]:
+        """Have the credits while the block runs, and charge them at its end."""
 
     def close(self) -> bool:
         """Book what is still to be booked; whether nothing is left."""
@@ -75,7 +80,7 @@ class CreditsTill:
                 return self._service.refund_credits(
                     call.of, credits_, organization_id=ORGANIZATION, idempotency_key=call.key
                 ).id
-            with contextlib.suppress(_BodyFailed), self._hold(call, credits_) as hold:
+            with contextlib.suppress(_BodyFailed), self.working(call) as hold:
                 if call.kind == "release":
                     raise _BodyFailed
             return hold.id
@@ -85,9 +90,12 @@ class CreditsTill:
         except StoreUnavailableError as error:
             raise (Unknown if error.context["outcome"] == "unknown" else Refused) from error
 
-    def _hold(self, call: Call, credits_: Decimal) -> Any:
+    def working(self, call: Call) -> SyncReservation:
         return self._service.reserve_credits(
-            organization_id=ORGANIZATION, amount=credits_, idempotency_key=call.key, ttl=timedelta(seconds=1)
+            organization_id=ORGANIZATION,
+            amount=Decimal(call.micros) / 10**6,
+            idempotency_key=call.key,
+            ttl=timedelta(seconds=1),
         )
 
     def close(self) -> bool:
