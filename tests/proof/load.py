@@ -12,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,14 @@ TILLS: dict[str, type[tills.Till]] = {
 
 THREADS = 3
 _CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.proof.load", "tests.proof.deaths"])
+
+
+def start_process(target: Callable[..., None], *arguments: object, **named: object) -> ForkServerProcess:
+    """A process of its own, from the warm one."""
+    process = _CONTEXT.Process(target=target, args=arguments, kwargs=named)
+    process.start()
+    return process
 
 
 class Load:
@@ -63,7 +71,6 @@ class Load:
         self.workers = workers
 
     def __enter__(self) -> Self:
-        _CONTEXT.set_forkserver_preload(["__main__", __name__])
         TILLS[self._till].prepare(self._url)
         self._processes = [self._start(place) for place in range(self.workers)]
         return self
@@ -79,18 +86,16 @@ class Load:
 
     def _start(self, place: int) -> ForkServerProcess:
         self._lives += 1
-        process = _CONTEXT.Process(
-            target=work,
-            args=(self._till, self._url, self._options),
-            kwargs={
-                "journal": self.journal(place),
-                "stop": self._stop_file,
-                "name": f"{place}-{self._lives}",
-                "seed": f"{self._seed}-{self._lives}",
-            },
+        return start_process(
+            work,
+            self._till,
+            self._url,
+            self._options,
+            journal=self.journal(place),
+            stop=self._stop_file,
+            name=f"{place}-{self._lives}",
+            seed=f"{self._seed}-{self._lives}",
         )
-        process.start()
-        return process
 
     def wait_for_calls(self, place: int, calls: int, *, patience_seconds: float = 60) -> None:
         """Wait until the journal of a place has grown by so many answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ def kill_workers(till: str, url: str, folder: Path, *, kills: int, seed: int) ->
         for _ in range(kills):
             place = dice.randrange(load.workers)
             load.wait_for_calls(place, dice.randint(1, 12))
+            # Not always just after an answer: anywhere in the next calls.
+            time.sleep(dice.uniform(0, 0.006))
             load.kill(place)
         return load.finish()
 

@@ -58,6 +58,10 @@ class Till(Protocol):
     def read_books(url: str) -> Books:
         """What the ledger holds now."""
 
+    @staticmethod
+    def held_micros(url: str) -> int:
+        """What is held now, nobody having asked for anything to be tidied up."""
+
 
 class _BodyFailed(Exception):  # noqa: N818
     """What the body of a hold that is to be given back raises."""
@@ -132,6 +136,11 @@ class CreditsTill:
             ]
         engine.dispose()
         return Books(entries, _problems(url, sum(micros for _, micros in entries)))
+
+    @staticmethod
+    def held_micros(url: str) -> int:
+        with SyncCreditService(url) as service:
+            return service.get_balance(ORGANIZATION).reserved_micros
 
 
 def _problems(url: str, total_micros: int) -> list[str]:
