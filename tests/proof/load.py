@@ -31,7 +31,10 @@ TILLS: dict[str, type[tills.Till]] = {
 
 THREADS = 3
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.proof.load", "tests.proof.deaths"])
+#: Whatever else is imported on first use takes longer than a worker lives.
+_CONTEXT.set_forkserver_preload(
+    ["tests.proof.load", "tests.proof.deaths", "agentcredits.store.postgresql", "psycopg", "tenacity"]
+)
 
 
 def start_process(target: Callable[..., None], *arguments: object, **named: object) -> ForkServerProcess:
