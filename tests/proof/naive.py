@@ -37,10 +37,10 @@ class _Naive:
     unit = "BIGINT"
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self._engine = create_engine(normalise_url(url), pool_size=8, connect_args=_patience(url))
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _begin_by_hand)
-            event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql(self.begin))
+        self.engine = create_engine(normalise_url(url), pool_size=8, connect_args=_patience(url))
+        if self.engine.dialect.name == "sqlite":
+            event.listen(self.engine, "connect", _begin_by_hand)
+            event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql(self.begin))
 
     def do(self, call: Call) -> str:
         if call.effect_micros:
@@ -48,7 +48,7 @@ class _Naive:
         return call.key
 
     def _book(self, call: Call) -> None:
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             if not _is_known(connection, call):
                 self._move(connection, call)
 
@@ -70,7 +70,7 @@ class _Naive:
             raise
 
     def close(self) -> bool:
-        self._engine.dispose()
+        self.engine.dispose()
         return True
 
     @classmethod
@@ -139,13 +139,13 @@ class SelectThenUpdate(_Naive):
     begin = "BEGIN"
 
     def _book(self, call: Call) -> None:
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             if connection.execute(text(f"{_ROWS} WHERE key = :key"), {"key": call.key}).first() is not None:
                 return
             balance = connection.execute(text("SELECT balance FROM naive_account")).scalar_one()
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(text("UPDATE naive_account SET balance = :new"), {"new": balance + call.effect_micros})
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             _insert_row(connection, call)
 
 
@@ -155,7 +155,7 @@ class NoKey(_Naive):
     def _book(self, call: Call) -> None:
         for _ in range(200):
             try:
-                with self._engine.begin() as connection:
+                with self.engine.begin() as connection:
                     self._move(connection, call)
             except DBAPIError:
                 time.sleep(0.02)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import shutil
 import subprocess
@@ -18,13 +19,16 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, event, make_url
+from sqlalchemy.exc import OperationalError
 
 from agentcredits import CreditService, SyncCreditService
 from agentcredits.errors import StoreUnavailableError
 from agentcredits.settings import Settings
 from tests.concurrency.workers import own_engine
+from tests.proof.books import Call
 from tests.proof.forking import charge_in_forks
 from tests.proof.load import start_process
+from tests.proof.naive import SelectThenUpdate
 from tests.proof.report import Record
 from tests.proof.test_server_faults import libpq_url
 from tests.proof.tills import ORGANIZATION, CreditsTill
@@ -97,6 +101,22 @@ def test_a_sqlite_file_that_may_not_grow(sqlite_url: str, proof: str, seed: int,
     engine.dispose()
     wrong = wrong_in(sqlite_url, answered | done, errors)
     record("disk full (max_page_count)", database="sqlite", count=rounds, unit="faults", seed=seed, wrong=wrong)
+
+
+def test_the_full_disk_finds_what_a_naive_till_leaves_half_written(sqlite_url: str) -> None:
+    """The balance fits, its row does not."""
+    SelectThenUpdate.prepare(sqlite_url)
+    till = SelectThenUpdate(sqlite_url, {})
+    limit_pages(till.engine, [0])
+    with pytest.raises(OperationalError):
+        _charge_without_end(till)
+    till.close()
+    assert SelectThenUpdate.read_books(sqlite_url).problems
+
+
+def _charge_without_end(till: SelectThenUpdate) -> None:
+    for number in itertools.count():
+        till.do(Call("charge", f"{number:0100}", 1_000))
 
 
 @pytest.fixture
