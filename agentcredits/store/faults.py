@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -32,7 +32,9 @@ class Fault(Enum):
 _CONFLICT_STATES = {"40001", "40P01"}
 #: 57014: an operator's statement_timeout ended the wait.
 _LOCKED_STATES = {"55P03", "57014"}
-_AWAY_STATES = {"53100", "53200", "53300", "57P01", "57P02", "57P03", "25006"}
+#: A standby, or a server that takes no writes for another reason.
+READ_ONLY_STATE: Final = "25006"
+_AWAY_STATES = {"53100", "53200", "53300", "57P01", "57P02", "57P03", READ_ONLY_STATE}
 _SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 _SCHEMA_STATES = {"42P01", "42703", "3F000"}
 
@@ -51,7 +53,7 @@ def classify(error: BaseException) -> Fault:
             return Fault.LOCKED
         if state in _SCHEMA_STATES:
             return Fault.SCHEMA
-        if error.connection_invalidated or state.startswith("08"):
+        if state != READ_ONLY_STATE and (error.connection_invalidated or state.startswith("08")):
             return Fault.LOST
         return Fault.AWAY if state in _AWAY_STATES else Fault.DATA
     if error.connection_invalidated:
@@ -83,7 +85,8 @@ def translate(
     Args:
         error: What the driver raised.
         idempotency_key: The key under which the caller can repeat the call.
-        ambiguous: The connection broke while COMMIT was on its way.
+        ambiguous: A COMMIT was on its way when its connection broke, in this try or in an earlier one that
+            ``error`` kept from being looked up.
         advice: A suggestion to add.
     """
     if isinstance(error, CreditsError):
@@ -99,7 +102,6 @@ def translate(
     elif fault is Fault.DATA:
         translated = StoreError(f"the credits database refused the statement ({type(error).__name__}).")
     else:
-        unknown = ambiguous and fault is Fault.LOST
         sentence = {
             Fault.CONFLICT: "other transactions were in the way",
             Fault.LOST: "the connection to the credits database was lost",
@@ -107,9 +109,9 @@ def translate(
             Fault.AWAY: "the credits database cannot be reached or written",
         }[fault]
         translated = StoreUnavailableError(
-            f"{sentence}; {'whether it was booked is unknown' if unknown else 'nothing was booked'}.",
+            f"{sentence}; {'whether it was booked is unknown' if ambiguous else 'nothing was booked'}.",
             reason=fault.value,
-            context={"idempotency_key": idempotency_key, "outcome": "unknown" if unknown else "not_started"},
+            context={"idempotency_key": idempotency_key, "outcome": "unknown" if ambiguous else "not_started"},
             suggestions=(*suggestions, "Try again; with the same idempotency key nothing happens twice."),
         )
     translated.__cause__ = error

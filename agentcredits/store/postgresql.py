@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from agentcredits.errors import ConfigurationError
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, Opened, RowLike, StoreDialect, Write, on_conflict_add
+from agentcredits.store.faults import READ_ONLY_STATE
 from agentcredits.store.tables import credit_accounts, credit_grants
 
 
@@ -227,7 +228,8 @@ def run_raw(
                     raw.execute("COMMIT")  # commit() would wait for an answer of its own
         return [_rows(sql, cursor) for (sql, _), cursor in zip(statements, cursors, strict=True)]
     except psycopg.Error as error:
-        lost = connection.dialect.is_disconnect(cast("Any", error), raw, None)
+        # After a fail-over a connection to the old primary may live on: kept, it would refuse every write from now on.
+        lost = connection.dialect.is_disconnect(cast("Any", error), raw, None) or error.sqlstate == READ_ONLY_STATE
         if lost:
             connection.invalidate(error)
         raise DBAPIError.instance(

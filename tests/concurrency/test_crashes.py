@@ -120,39 +120,6 @@ def test_kill_9_between_reserve_and_commit_gives_the_credits_back(
     assert service.verify(ACME).ok
 
 
-@pytest.mark.proof
-@pytest.mark.timeout(1_000)
-def test_kill_9_at_any_moment_loses_and_doubles_nothing(
-    service: SyncCreditService, database_url: str, proof: str
-) -> None:
-    """Whatever a killed process was told is booked, once; what it was not told is booked whole or not at all."""
-    service.grant_credits(ACME, 10_000_000)
-    told: set[str] = set()
-    for round_number in range(100 if proof == "long" else 3):
-        worker = workers.start("charge_for_ever", url=database_url, organization=ACME)
-        workers.next_line(worker)
-        time.sleep(0.15 + 0.1 * (round_number % 4))
-        worker.kill()
-        output, _ = worker.communicate(timeout=30)
-        told |= {line for line in output.splitlines() if line.endswith('"')}
-        assert service.verify(ACME).ok
-    rows = []
-    cursor = None
-    while True:
-        page = service.list_transactions(ACME, cursor=cursor, limit=200, type=TransactionType.DEBIT)
-        rows += list(page)
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    keys = [row.idempotency_key for row in rows if row.reservation_id is None]
-    assert len(keys) == len(set(keys))
-    assert {key.strip('"') for key in told} <= set(keys)
-    assert len(told) > 10
-    assert wait_until(lambda: service.get_balance(ACME).reserved == 0, 3)
-    assert service.get_balance(ACME).spent_micros == -sum(row.amount_micros for row in rows)
-    assert service.verify(ACME).ok
-
-
 def test_the_workers_really_die(database_url: str, service: SyncCreditService) -> None:
     """The control: the killed worker was killed by signal 9 inside its body, it did not end by itself."""
     worker = workers.start("die_in_body", url=database_url, organization=ACME, ttl=TTL)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -22,6 +18,7 @@ from agentcredits.service import CreditService, SyncCreditService
 from agentcredits.settings import Settings
 from agentcredits.store.upgrade import upgrade_database
 from tests.concurrency import workers
+from tests.proof.proxy import CuttingProxy
 
 ACME = "acme"
 
@@ -214,89 +211,40 @@ def works(service: SyncCreditService) -> bool:
     return True
 
 
-class CuttingProxy:
-    """Stands between psycopg and the server; when armed, it lets a COMMIT through and loses its answer."""
-
-    def __init__(self, folder: Path, server_socket: str) -> None:
-        self._server_socket = server_socket
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / ".s.PGSQL.5432"))
-        self._listener.listen(64)
-        self.armed = threading.Event()
-        self.cuts = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._server_socket)
-                threading.Thread(target=self._to_server, args=(client, server), daemon=True).start()
-                threading.Thread(target=self._to_client, args=(client, server), daemon=True).start()
-
-    def _to_server(self, client: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, server:
-            while data := client.recv(65_536):
-                if b"COMMIT" in data and self.armed.is_set():
-                    self.armed.clear()
-                    self.cuts += 1
-                    client.shutdown(socket.SHUT_RDWR)
-                    server.sendall(data)
-                    time.sleep(0.03)
-                    return
-                server.sendall(data)
-
-    @staticmethod
-    def _to_client(client: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := server.recv(65_536):
-                client.sendall(data)
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 @pytest.fixture
-def cut_url(postgresql_url: str) -> Iterator[tuple[str, CuttingProxy]]:
-    """A database behind a proxy that can lose the answer of a COMMIT."""
-    url = make_url(postgresql_url)
-    host = str(url.query.get("host") or url.host or "")
-    if not host.startswith("/"):
-        pytest.skip("the server is not on a Unix socket")
-    with tempfile.TemporaryDirectory(prefix="agentcredits-proxy-") as folder:
-        proxy = CuttingProxy(Path(folder), f"{host}/.s.PGSQL.5432")
-        yield url.update_query_dict({"host": folder}).render_as_string(hide_password=False), proxy
-        proxy.close()
+def proxy(postgresql_url: str) -> Iterator[CuttingProxy]:
+    """The way to a database on which the answer of a COMMIT can be lost."""
+    with CuttingProxy(postgresql_url) as made:
+        yield made
 
 
 @pytest.mark.postgres
-def test_a_lost_answer_of_a_commit_is_found_again(cut_url: tuple[str, CuttingProxy]) -> None:
+def test_a_lost_answer_of_a_commit_is_found_again(proxy: CuttingProxy) -> None:
     """The connection dies between COMMIT and its answer: the call is tried again under its key, books nothing twice,
     and its caller is told what the first try did, as its own work and not as somebody else's.
     """
-    url, proxy = cut_url
     ttl = timedelta(minutes=5)
-    with SyncCreditService(url) as service:
+    with SyncCreditService(proxy.url) as service:
         service.grant_credits(ACME, 1_000)
         for _ in range(6):
-            proxy.armed.set()
+            proxy.arm()
             charge = service.consume_credits(organization_id=ACME, amount=5)
-            assert not proxy.armed.is_set()
+            proxy.wait_until_cut()
             assert not charge.replayed
-            proxy.armed.set()
+            proxy.arm()
             refund = service.refund_credits(charge.id, 2, organization_id=ACME)
             assert not refund.replayed
-            proxy.armed.set()
+            proxy.arm()
             with service.reserve_credits(organization_id=ACME, amount=3, ttl=ttl) as hold:
                 assert not hold.replayed
-                proxy.armed.set()
+                proxy.arm()
             assert hold.state is ReservationState.COMMITTED
             given_back = service.reserve_credits(organization_id=ACME, amount=3, ttl=ttl)
-            proxy.armed.set()
+            proxy.arm()
             assert service.release_reservation(given_back.id, organization_id=ACME).state is ReservationState.RELEASED
-            proxy.armed.set()
+            proxy.arm()
             service.grant_credits(ACME, 1)
+        proxy.wait_until_cut()
         assert proxy.cuts == 6 * 6
         balance = service.get_balance(ACME)
         assert (balance.granted, balance.spent, balance.reserved) == (1_006, 6 * (5 - 2 + 3), 0)
@@ -304,15 +252,26 @@ def test_a_lost_answer_of_a_commit_is_found_again(cut_url: tuple[str, CuttingPro
 
 
 @pytest.mark.postgres
-async def test_a_lost_answer_reaches_every_coroutine_of_the_batch(cut_url: tuple[str, CuttingProxy]) -> None:
+def test_a_lost_commit_that_cannot_be_looked_up_is_unknown(proxy: CuttingProxy) -> None:
+    """COMMIT went out and then nobody answers any more: the caller is not told that nothing was booked."""
+    with SyncCreditService(proxy.url, settings=impatient()) as service:
+        service.grant_credits(ACME, 10)
+        proxy.arm()
+        proxy.lock_door()
+        with pytest.raises(StoreUnavailableError, match="whether it was booked is unknown") as refusal:
+            service.consume_credits(organization_id=ACME, amount=4)
+    assert (refusal.value.outcome, refusal.value.reason) == ("unknown", "away")
+
+
+@pytest.mark.postgres
+async def test_a_lost_answer_reaches_every_coroutine_of_the_batch(proxy: CuttingProxy) -> None:
     """64 charges wait for batches whose answers are lost now and then: each is booked once and answered."""
-    url, proxy = cut_url
-    async with CreditService(url) as service:
+    async with CreditService(proxy.url) as service:
         await service.grant_credits(ACME, 1_000)
 
         async def charge(number: int) -> str:
             if number % 8 == 0:
-                proxy.armed.set()
+                proxy.arm()
             transaction = await service.consume_credits(organization_id=ACME, amount=1)
             return transaction.id
 

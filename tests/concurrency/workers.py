@@ -115,29 +115,6 @@ def die_in_body(url: str, organization: str, ttl: float) -> None:
         time.sleep(600)
 
 
-def charge_for_ever(url: str, organization: str) -> None:
-    """Hold and charge without end, from four threads; each charge that was answered is said with its key."""
-    service = SyncCreditService(url)
-    lock = threading.Lock()
-
-    def work(name: int) -> None:
-        number = 0
-        while True:
-            number += 1
-            key = f"{name}-{number}"
-            service.consume_credits(organization_id=organization, amount=1, idempotency_key=key)
-            with lock:
-                say(key)
-            with service.reserve_credits(organization_id=organization, amount=2, ttl=timedelta(seconds=1)):
-                pass
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def lock_sqlite(path: str, seconds: float) -> None:
     """Hold the file's only write lock for a while."""
     connection = sqlite3.connect(path, isolation_level=None)
@@ -362,7 +339,6 @@ WORKERS = {
     for worker in (
         charge_until_refused,
         die_in_body,
-        charge_for_ever,
         lock_sqlite,
         interrupts,
         fork_after_use,

@@ -20,6 +20,7 @@ from agentcredits.errors import (
     OverageRejectedError,
     RefundExceedsChargeError,
     ReservationAlreadySettledError,
+    ReservationExpiredError,
     ReservationNotFoundError,
     TransactionNotFoundError,
 )
@@ -400,6 +401,20 @@ def test_a_refund_brings_a_used_up_grant_back_to_life_with_its_end(book: Book) -
     book.now = NOW + DAY
     book.do(ops.Expire(organization_id=ACME))
     assert book.rows[-1] == ("expire", -4, 0)
+
+
+def test_a_reserve_whose_own_hold_ended_unseen_is_refused_and_may_be_repeated(book: Book) -> None:
+    """Its answer was lost and it is tried again when the hold has run out: no second record under the same id."""
+    book.grant(10)
+    lost = book.keyed("reserve", amount_micros=4, ttl=TTL, key="k")
+    book.do(lost)
+    book.now += TTL
+    with pytest.raises(ReservationExpiredError, match="nothing is held") as refusal:
+        book.do(lost)
+    assert refusal.value.retryable
+    assert book.account.reserved_micros == 0
+    assert book.reserve(4, key="k").id != lost.id
+    assert book.account.reserved_micros == 4
 
 
 def test_a_batch_says_what_has_to_be_written(book: Book) -> None:
