@@ -225,7 +225,7 @@ def run_raw(
             with raw.pipeline():
                 cursors = [raw.execute(sql, parameters) for sql, parameters in statements]
                 if last:
-                    raw.execute("COMMIT")  # commit() would wait for an answer of its own
+                    raw.execute("COMMIT", prepare=False)  # commit() would wait for an answer of its own
         return [_rows(sql, cursor) for (sql, _), cursor in zip(statements, cursors, strict=True)]
     except psycopg.Error as error:
         # After a fail-over a connection to the old primary may live on: kept, it would refuse every write from now on.

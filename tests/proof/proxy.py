@@ -15,6 +15,9 @@ from sqlalchemy import make_url
 Cut = Literal["answer lost", "never arrived"]
 
 
+SYNC = b"S\x00\x00\x00\x04"
+
+
 class CuttingProxy:
     """Listens on a Unix socket of its own; ``url`` leads through it.
 
@@ -88,7 +91,8 @@ class CuttingProxy:
                     continue
                 client.shutdown(socket.SHUT_RDWR)
                 if cut == "answer lost":
-                    server.sendall(data)
+                    # Its Sync may still be on the way: without one the server would keep its answer to itself.
+                    server.sendall(data + SYNC)
                     # The other thread, whose client is gone, ends with the first answer: wait for that.
                     answers.join(10)
                 # close() alone would not end the connection: the other thread is reading from it.
