@@ -35,10 +35,12 @@ def refuse_if_closed(account: AccountState) -> None:
 def set_status(ledger: Ledger, operation: ops.SetStatus, now: datetime) -> Outcome:
     """Freeze, unfreeze, close, reopen. An account that is there already keeps its reason, and who gave it when."""
     account = known_account(ledger)
+    if account.status is not operation.status and account.status not in operation.before:
+        raise refusals.account_not_open(account)
+    # The answer is as of now, also where nothing changes.
+    account.last_posted_at = now
     if account.status is operation.status:
         return Outcome(account, replayed=True)
-    if account.status not in operation.before:
-        raise refusals.account_not_open(account)
     account.status = operation.status
     account.status_reason, account.status_by, account.status_at = operation.reason, operation.by, now
     ledger.changes.account = ledger.changes.standing = True
@@ -48,6 +50,7 @@ def set_status(ledger: Ledger, operation: ops.SetStatus, now: datetime) -> Outco
 def set_overdraft(ledger: Ledger, operation: ops.SetOverdraft, now: datetime) -> Outcome:
     """Set the line; a line below the debt takes nothing back, it only lends no more."""
     account = known_account(ledger)
+    account.last_posted_at = now
     if account.overdraft_micros == operation.amount_micros:
         return Outcome(account, replayed=True)
     account.overdraft_micros = operation.amount_micros

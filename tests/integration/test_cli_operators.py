@@ -632,7 +632,7 @@ def test_a_reservation_is_released_with_a_reason(on: Call, acme: SyncCreditServi
         "It has 1,000 credits available.",
     ]
     record = acme.get_reservation(held.id, organization_id="acme")
-    assert (record.state.value, record.reason) == ("released", "job lost")
+    assert (record.state.value, record.reason, record.forced) == ("released", "job lost", True)
     again = on("reservations", "release", "acme", held.id, "--reason", "job lost")
     assert "is released already: nothing changed" in again.out
     done = acme.reserve_credits(organization_id="acme", amount=3)
