@@ -25,6 +25,7 @@ from agentcredits.model.records import (
     Scopes,
     Transaction,
 )
+from agentcredits.model.simulation import LimitEffect, NotRepriced, PlannedLimit, SimulationLine, SimulationReport
 from agentcredits.model.usage import UsageLine, UsageReport
 from agentcredits.model.words import (
     GrantCategory,
@@ -51,13 +52,16 @@ __all__ = [
     "GrantStatus",
     "Limit",
     "LimitCrossing",
+    "LimitEffect",
     "LimitMode",
     "LimitScope",
     "LimitUnit",
     "LimitUsage",
+    "NotRepriced",
     "Overage",
     "Page",
     "PlannedAction",
+    "PlannedLimit",
     "PriceChange",
     "PriceExplanation",
     "PriceStep",
@@ -67,6 +71,8 @@ __all__ = [
     "ReservationRecord",
     "ReservationState",
     "Scopes",
+    "SimulationLine",
+    "SimulationReport",
     "SweepReport",
     "Transaction",
     "TransactionType",

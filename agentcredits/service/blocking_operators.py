@@ -21,14 +21,14 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
-from agentcredits.service.blocking_prices import SyncPriceMethods
+from agentcredits.service.blocking_upkeep import SyncUpkeepMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(SyncPriceMethods):
+class SyncOperatorMethods(SyncUpkeepMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(
