@@ -66,6 +66,7 @@ def used(book: Book) -> Book:
     service, clock = book.service, book.clock
     service.set_cost("VideoAgent", "render", BY_SECONDS)
     service.set_cost("Helper", "ping", 0, free=True)
+    service.set_cost("Writer", "draft", 5)
     service.set_limit(ACME, amount=60, window="day")
     service.set_limit(ACME, amount=40, window="day", scope="department")
     service.set_limit(ACME, amount=9, window="day", unit="count", scope="user", scope_id="ann")
@@ -82,7 +83,7 @@ def used(book: Book) -> Book:
                 render = {"agent_type": "VideoAgent", "action": "render"}
                 with book.hold(None, **render, dimensions={"model": "fine", "seconds": 12}, **who):
                     clock.advance(MINUTE)
-                hold = book.hold(5, agent_type="Writer", action="draft", **who)
+                hold = book.hold(None, agent_type="Writer", action="draft", **who)
                 hold.commit(2)
             except CreditLimitExceededError:
                 refusals += 1
