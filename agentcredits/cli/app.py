@@ -12,7 +12,7 @@ import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, simulate, usage
+from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, purge, simulate, usage
 from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
 from agentcredits.cli.db import db
@@ -81,6 +81,7 @@ app.add_typer(media, name="media", rich_help_panel=_CREDITS)
 app.add_typer(limits, name="limits", rich_help_panel=_CONTROL)
 app.add_typer(costs, name="costs", rich_help_panel=_CONTROL)
 app.add_typer(observe, name="observe", rich_help_panel=_CONTROL)
+purge.register(app, _CONTROL)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

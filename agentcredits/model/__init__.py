@@ -26,6 +26,7 @@ from agentcredits.model.records import (
     Transaction,
 )
 from agentcredits.model.simulation import LimitEffect, NotRepriced, PlannedLimit, SimulationLine, SimulationReport
+from agentcredits.model.upkeep import ErasureReport, PurgeReport
 from agentcredits.model.usage import UsageLine, UsageReport
 from agentcredits.model.words import (
     GrantCategory,
@@ -48,6 +49,7 @@ __all__ = [
     "Denial",
     "DenialGroup",
     "DryRunResult",
+    "ErasureReport",
     "GrantCategory",
     "GrantStatus",
     "Limit",
@@ -66,6 +68,7 @@ __all__ = [
     "PriceExplanation",
     "PriceStep",
     "Pricing",
+    "PurgeReport",
     "Quote",
     "QuoteLine",
     "ReservationRecord",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
 from agentcredits.errors import InvalidInputError
+from agentcredits.ids import scope_id
 from agentcredits.model import (
+    ErasureReport,
     LimitEffect,
     LimitMode,
     LimitScope,
     LimitUnit,
     NotRepriced,
     PlannedLimit,
+    PurgeReport,
     SimulationLine,
     SimulationReport,
 )
@@ -25,17 +28,22 @@ from agentcredits.rules.pricing import DEFAULT_ORGANIZATION, CostRow
 from agentcredits.rules.simulation import RateCard, Recorded, Simulation
 from agentcredits.rules.state import LimitState
 from agentcredits.rules.windows import Window
-from agentcredits.runner.steps import Read, Steps
+from agentcredits.runner.steps import Read, Steps, Write
 from agentcredits.service import arguments
 from agentcredits.service.operators import Operators, limit_place
 from agentcredits.service.prices import checked_entries
-from agentcredits.store import limit_records, prices, replay
+from agentcredits.store import erasure, limit_records, prices, queries, replay, retention
 
 #: Rows, and accounts, that are read at once.
 PAGE_ROWS: Final = 1_000
 #: Limits in one simulation at most.
 MAX_LIMITS: Final = 1_000
 
+#: The least and the greatest age of what may go.
+MIN_AGE: Final = timedelta(days=1)
+MAX_AGE: Final = timedelta(days=36_500)
+
+_IDS: Final = {"details": "transaction_ids", "reservations": "reservation_ids"}
 _ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -108,6 +116,137 @@ class Upkeep(Operators):
             if len(page) < PAGE_ROWS:
                 return
             after = page[-1].row.seq
+
+    # -- retention -------------------------------------------------------------------------------------------
+
+    def purge(
+        self,
+        organization_id: object = None,
+        *,
+        older_than: timedelta | None = None,
+        keys: bool = True,
+        details: bool = False,
+        denials: bool = False,
+        crossings: bool = False,
+        dry_run: bool = False,
+    ) -> Steps[PurgeReport]:
+        """Let go of what is old."""
+        owner = None if organization_id is None else arguments.organization(organization_id)
+        age = self._retention(older_than, keys=keys)
+        kinds: list[retention.Kind] = ["keys"] if keys else []
+        kinds += ["details", "reservations"] if details else []
+        kinds += ["denials"] if denials else []
+        kinds += ["crossings"] if crossings else []
+        if not kinds:
+            raise InvalidInputError("purge needs one of keys, details, denials, crossings: what shall go?")
+        now: datetime = yield Read(lambda connection: replay.moment(connection, self.clock))
+        before = now - age
+        counts = dict.fromkeys(kinds, 0)
+        accounts = 0
+        places = yield from self._next_accounts(owner, "")
+        if owner is not None:
+            yield Read(partial(queries.get_balance, organization_id=owner, clock=self.clock), owner)
+        while places:
+            for place in places:
+                accounts += 1
+                for kind in kinds:
+                    counts[kind] += yield from self._purge_account(kind, place, before, dry_run=dry_run)
+            places = yield from self._next_accounts(owner, places[-1])
+        return PurgeReport(before, dry_run, accounts, **counts)
+
+    def _retention(self, older_than: timedelta | None, *, keys: bool) -> timedelta:
+        days = self.settings.idempotency_retention_days
+        promised = None if days is None else timedelta(days=days)
+        age = promised if older_than is None else older_than
+        if age is None:
+            raise InvalidInputError(
+                "purge needs older_than=: the setting idempotency_retention_days names no age.",
+                context={"parameter": "older_than"},
+            )
+        if not isinstance(age, timedelta):
+            raise InvalidInputError("older_than must be a timedelta.", context={"parameter": "older_than"})
+        if not MIN_AGE <= age <= MAX_AGE:
+            raise InvalidInputError(
+                "older_than must be at least 1 day: a younger key may still be needed by a second try.",
+                context={"parameter": "older_than"},
+            )
+        if keys and promised is not None and age < promised:
+            raise InvalidInputError(
+                f"keys are kept for {days:g} days (setting idempotency_retention_days): older_than must be no less.",
+                reason="within_retention",
+                context={"parameter": "older_than", "idempotency_retention_days": days},
+            )
+        return age
+
+    @staticmethod
+    def _purge_account(kind: retention.Kind, owner: str, before: datetime, *, dry_run: bool) -> Steps[int]:
+        removed = 0
+        after: retention.Key | None = None
+        while True:
+            found: retention.Found = yield Read(
+                partial(
+                    retention.find,
+                    kind=kind,
+                    organization_id=owner,
+                    before=before,
+                    after=after,
+                    count=PAGE_ROWS,
+                ),
+                owner,
+            )
+            if dry_run:
+                removed += len(found.old)
+            elif found.old:
+                removed += yield Write(
+                    partial(retention.remove, kind=kind, organization_id=owner, before=before, old=found.old)
+                )
+            if found.after is None:
+                return removed
+            after = found.after
+
+    # -- erasure ---------------------------------------------------------------------------------------------
+
+    def erase_user_details(self, organization_id: object, user_id: object) -> Steps[ErasureReport]:
+        """Erase a user and the free text of its actions."""
+        owner = arguments.organization(organization_id)
+        user = scope_id(user_id, name="user_id")
+        yield Read(partial(queries.get_balance, organization_id=owner, clock=self.clock), owner)
+        transactions = yield from self._erase("details", erasure.erase_details, owner, user)
+        reservations = yield from self._erase("reservations", erasure.erase_reservations, owner, user)
+        # What was settled meanwhile: by now no reservation names the user any more.
+        transactions += yield from self._erase("details", erasure.erase_details, owner, user)
+        traces: erasure.Traces = yield Write(partial(erasure.erase_traces, organization_id=owner, user_id=user))
+        return ErasureReport(
+            owner,
+            user,
+            transactions,
+            reservations,
+            traces.denials,
+            traces.crossings,
+            traces.kept_limits,
+            traces.open_batches,
+        )
+
+    @staticmethod
+    def _erase(table_name: str, erase: Callable[..., int], owner: str, user: str) -> Steps[int]:
+        erased = 0
+        after: str | None = ""
+        while after is not None:
+            ids: list[str]
+            ids, after = yield Read(
+                partial(
+                    erasure.find,
+                    table_name=table_name,
+                    organization_id=owner,
+                    user_id=user,
+                    after=after,
+                    count=PAGE_ROWS,
+                ),
+                owner,
+            )
+            if ids:
+                erased += yield Write(partial(erase, organization_id=owner, user_id=user, **{_IDS[table_name]: ids}))
+        return erased
 
     @staticmethod
     def _next_accounts(owner: str | None, after: str) -> Steps[list[str]]:
