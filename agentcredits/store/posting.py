@@ -101,7 +101,10 @@ def _post_account(
             loading.load_limits(connection, ledger, operations)
         loading.load_existing(connection, ledger, operations, now)
         book_due(ledger, now)
+    unanswered = tuple(replace(hold) for hold in ledger.changes.unanswered)
     outcomes = _decide_all(ledger, operations, now, opened=not created)
+    if unanswered:
+        outcomes[0] = replace(outcomes[0], unanswered=unanswered)
     if created and ledger.account is None:
         connection.execute(delete(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
     _write_back(connection, dialect, ledger)

@@ -253,6 +253,7 @@ def with_ann(book: Book) -> Iterator[Book]:
     service.set_limit(ACME, amount=60, window="day", scope="user", warn_at=["0.5"])
     service.set_limit(ACME, amount=50, window="lifetime", scope="user", unit="count")
     service.set_limit(ACME, amount=500, window="month", scope="user", scope_id="bob")
+    service.set_limit(ACME, amount=400, window="lifetime", scope="user")
     for _ in range(2):
         for user in ("ann", "bob"):
             who = {"user_id": user, "metadata": {"prompt": f"of {user}"}, "dimensions": {"seed": f"of {user}"}}
