@@ -127,7 +127,7 @@ def resolve(
     same outcome again is harmless. One that ran out is charged late, from
     what is available; there is nothing to give back of it.
 
-    Example: agentcredits reservations resolve acme succeeded --provider fal --reference job-1
+    Example: agentcredits reservations resolve acme succeeded --id 0199d9a0-0000-7000-8000-000000000002
     """
     command = begin(ctx, database, as_json)
     if (reservation is None) == (reference is None) or (provider is None) != (reference is None):
