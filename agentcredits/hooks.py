@@ -17,7 +17,14 @@ from agentcredits.model import Denial, LimitCrossing, ReservationRecord, Transac
 logger = logging.getLogger("agentcredits")
 
 EventName = Literal[
-    "charged", "refunded", "uncollected", "settled", "settlement_deferred", "limit_crossed", "would_refuse"
+    "charged",
+    "refunded",
+    "uncollected",
+    "settled",
+    "settlement_deferred",
+    "limit_crossed",
+    "would_refuse",
+    "unknown_expired",
 ]
 
 
@@ -30,6 +37,7 @@ class CreditEvent:
     ``settlement_deferred``: the work is done and the store is away; the settlement is kept and retried.
     ``limit_crossed``: a charge reached a soft limit or warn threshold for the first time in its window (``crossing``).
     ``would_refuse``: mode "observe" let pass what "enforce" would have refused (``denial``).
+    ``unknown_expired``: a hold ran out before its provider's verdict came; its credits went back (``reservation``).
     """
 
     name: EventName
@@ -71,6 +79,14 @@ def fire(event: CreditEvent) -> None:
             "agentcredits: %s credits of organization %s could not be collected",
             record.uncollected if record is not None else "some",
             event.organization_id,
+        )
+    elif event.name == "unknown_expired" and event.reservation is not None:
+        logger.warning(
+            "agentcredits: reservation %s of organization %s ran out: %s never gave its verdict on job %s",
+            event.reservation.id,
+            event.organization_id,
+            event.reservation.provider,
+            event.reservation.provider_reference or "without a reference",
         )
     elif event.crossing is not None:
         logger.warning(

@@ -134,7 +134,7 @@ def _shipped() -> dict[str, Traversable]:
     return dict(sorted(found.items()))
 
 
-def read_text(path: Path, longest: int) -> str:
+def read_text(path: Path, longest: int, *, reason: str = "bad_price_list") -> str:
     """The text of a file of the user's.
 
     Raises:
@@ -143,17 +143,13 @@ def read_text(path: Path, longest: int) -> str:
     context = {"file": str(path)}
     try:
         if path.stat().st_size > longest:
-            raise InvalidInputError(
-                f"{path} is larger than {longest:,} bytes.", reason="bad_price_list", context=context
-            )
+            raise InvalidInputError(f"{path} is larger than {longest:,} bytes.", reason=reason, context=context)
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
         problem = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise InvalidInputError(
-            f"{path} cannot be read: {problem}.", reason="bad_price_list", context=context
-        ) from error
+        raise InvalidInputError(f"{path} cannot be read: {problem}.", reason=reason, context=context) from error
 
 
 class _Reader:

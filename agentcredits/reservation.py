@@ -196,11 +196,11 @@ class Hold:
         else:
             problem = outcome.error
             retrying = False
+            self._core.tell_beside(self.organization_id, outcome)
         if problem is None:
             self.record = self._core.reservation_record(self.organization_id, outcome)
             if not outcome.replayed:
                 self._core.tell_settled(self.record)
-            self._core.tell_beside(self.organization_id, outcome)
             return self.record
         if strict and not retrying:
             raise problem

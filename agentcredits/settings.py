@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     """How long a hold waits for a provider's verdict."""
     commit_grace_seconds: float = Field(default=0.0, ge=0, le=3_600)
     """How long after its expiry an explicit commit may still settle a hold."""
+    idempotency_retention_days: float | None = Field(default=None, ge=1, le=36_500)
+    """The least age at which ``purge`` takes keys of charges, reservations and refunds, and the age when it is told
+    none. None: it must be told. Nothing is purged by itself."""
     on_settlement_failure: Literal["return", "raise"] = "return"
     """What a handle does when the work is done and the store is away (the settlement is retried either way)."""
     lock_timeout_seconds: float = Field(default=5.0, gt=0, le=60)

@@ -12,7 +12,7 @@ import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, usage
+from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, purge, simulate, usage
 from agentcredits.cli.accounts import accounts
 from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
@@ -74,6 +74,7 @@ ledger.register(app, credits_panel=_CREDITS, look_panel=_LOOK)
 history.register(app, _LOOK)
 usage.register(app, _LOOK)
 detect.register(app, _LOOK)
+simulate.register(app, _LOOK)
 corrections.register(app, _CREDITS)
 app.add_typer(reservations, name="reservations", rich_help_panel=_CREDITS)
 app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
@@ -82,6 +83,7 @@ app.add_typer(accounts, name="accounts", rich_help_panel=_CONTROL)
 app.add_typer(limits, name="limits", rich_help_panel=_CONTROL)
 app.add_typer(costs, name="costs", rich_help_panel=_CONTROL)
 app.add_typer(observe, name="observe", rich_help_panel=_CONTROL)
+purge.register(app, _CONTROL)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -80,7 +80,7 @@ def import_prices(
     Example: agentcredits costs import prices.toml --dry-run
     """
     command = begin(ctx, database, as_json)
-    prices = _read(Path(file), litellm, credits_per_usd, as_of, agent_type, only)
+    prices = read_prices(Path(file), litellm, credits_per_usd, as_of, agent_type, only)
     _apply(command, prices, organization, dry_run=dry_run)
 
 
@@ -165,7 +165,7 @@ def diff(
     command = begin(ctx, database, as_json)
     path = Path(file)
     if litellm or path.exists() or path.suffix:
-        prices = _read(path, litellm, credits_per_usd, as_of, agent_type, only)
+        prices = read_prices(path, litellm, credits_per_usd, as_of, agent_type, only)
     else:
         prices = _dated(PriceList.shipped(file, credits_per_usd=credits_per_usd), as_of)
     with command.target.service() as service:
@@ -179,9 +179,10 @@ def diff(
     command.out.show({**data, "skipped": list(prices.skipped)}, render)
 
 
-def _read(
+def read_prices(
     path: Path, litellm: bool, rate: str | None, as_of: str | None, agent_type: str, only: list[str] | None
 ) -> PriceList:
+    """A price list, or with ``litellm`` a litellm price map."""
     if not litellm:
         if only or agent_type != "*":
             raise InvalidInputError("--only and --agent go with --litellm.", reason="wrong_use")

@@ -67,6 +67,8 @@ def _expire_hold(ledger: Ledger, hold: HoldState, now: datetime) -> None:
     hold.state = ReservationState.EXPIRED
     hold.settled_at = hold.expires_at
     hold.reason = "no verdict from the provider" if unknown else "time-to-live ended"
+    if unknown:
+        ledger.changes.unanswered.append(hold)
 
 
 def _start_grant(ledger: Ledger, grant: GrantState) -> None:

@@ -29,7 +29,8 @@ Record = AccountState | GrantState | HoldState | LimitState | Row
 class Outcome:
     """The answer to one operation: the record that it made or found, or the error that refuses it.
 
-    ``crossings`` and ``denials`` are what it brought about beside it.
+    ``crossings`` and ``denials`` are what it brought about beside it; ``unanswered`` are holds that time alone ended
+    before it, refused or not, and whose provider's verdict never came.
     """
 
     record: Record | None = None
@@ -37,6 +38,7 @@ class Outcome:
     replayed: bool = False
     crossings: tuple[Crossed, ...] = ()
     denials: tuple[Denied, ...] = ()
+    unanswered: tuple[HoldState, ...] = ()
 
 
 def stored_answer(ledger: Ledger, operation: ops.KeyedOperation) -> KeyState | None:

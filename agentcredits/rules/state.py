@@ -269,6 +269,8 @@ class Changes:
     usage: set[tuple[str, str]] = field(default_factory=set)
     crossings: list[Crossed] = field(default_factory=list)
     denials: list[Denied] = field(default_factory=list)
+    #: Holds whose time ended while the provider's verdict was awaited.
+    unanswered: list[HoldState] = field(default_factory=list)
 
 
 @dataclass(slots=True)

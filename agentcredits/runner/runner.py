@@ -211,8 +211,17 @@ class Runner:
     # -- posters' side ---------------------------------------------------------------------------------------
 
     def _on_answer(self, pending: Pending, answer: Answer) -> Answer:
-        self._background.pop(id(pending), None)
         operation = pending.operation
+        if self._background.pop(id(pending), None) is not None and isinstance(answer, Outcome):
+            # No caller is there whose hooks could hear of it.
+            for hold in answer.unanswered:
+                logger.warning(
+                    "agentcredits: reservation %s of organization %s ran out: %s never gave its verdict on job %s",
+                    hold.id,
+                    operation.organization_id,
+                    hold.provider,
+                    hold.provider_reference or "without a reference",
+                )
         if isinstance(operation, Commit | Release) and pending.settlement:
             if isinstance(answer, StoreUnavailableError):
                 self._keeper.defer(operation)

@@ -22,13 +22,14 @@ from agentcredits.model import (
 )
 from agentcredits.rules.windows import Window
 from agentcredits.service.blocking_accounts import SyncAccountMethods
+from agentcredits.service.blocking_upkeep import SyncUpkeepMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(SyncAccountMethods):
+class SyncOperatorMethods(SyncAccountMethods, SyncUpkeepMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(

@@ -304,7 +304,7 @@ class Charges(Prices):
         return found
 
     def list_reservations(
-        self, organization_id: object, *, states: Sequence[str] = (), limit: int = 50
+        self, organization_id: object, *, states: Sequence[str] = (), limit: int = 50, unresolved: bool = False
     ) -> Steps[tuple[ReservationRecord, ...]]:
         """Reservations, newest first."""
         owner = scope_id(organization_id, name="organization_id")
@@ -314,7 +314,9 @@ class Charges(Prices):
         )
         size = arguments.page_size(limit)
         found: tuple[ReservationRecord, ...] = yield Read(
-            lambda connection: queries.list_reservations(connection, owner, self.clock, states=wanted, limit=size),
+            lambda connection: queries.list_reservations(
+                connection, owner, self.clock, states=wanted, limit=size, unresolved=unresolved
+            ),
             owner,
         )
         return found

@@ -30,11 +30,11 @@ from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
 from agentcredits.runner.steps import Read, Steps
 from agentcredits.service import arguments
-from agentcredits.service.operators import Operators
+from agentcredits.service.upkeep import Upkeep
 from agentcredits.store import queries, verification
 
 
-class ServiceCore(Operators):
+class ServiceCore(Upkeep):
     """What both public faces, the decorators and the adapters use."""
 
     def grant_credits(

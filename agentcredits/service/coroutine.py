@@ -355,9 +355,16 @@ class CreditService(OperatorMethods):
         *,
         states: Sequence[str] = (),
         limit: int = 50,
+        unresolved: bool = False,
     ) -> tuple[ReservationRecord, ...]:
-        """Reservations as they are now, newest first; ``states`` narrows (``"active"``, ``"unknown"`` …)."""
-        return await self._core.arun(self._core.list_reservations(organization_id, states=states, limit=limit))
+        """Reservations as they are now, newest first; ``states`` narrows (``"active"``, ``"unknown"`` …).
+
+        ``unresolved``: only those whose provider's verdict has not come: UNKNOWN, or EXPIRED after waiting for it and
+        not charged since; see ``media.resolve_unknown``.
+        """
+        return await self._core.arun(
+            self._core.list_reservations(organization_id, states=states, limit=limit, unresolved=unresolved)
+        )
 
     async def refund_credits(
         self,

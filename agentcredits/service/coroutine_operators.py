@@ -22,13 +22,14 @@ from agentcredits.model import (
 )
 from agentcredits.rules.windows import Window
 from agentcredits.service.coroutine_accounts import AccountMethods
+from agentcredits.service.coroutine_upkeep import UpkeepMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class OperatorMethods(AccountMethods):
+class OperatorMethods(AccountMethods, UpkeepMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`CreditService`."""
 
     async def set_limit(

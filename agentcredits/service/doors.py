@@ -179,17 +179,23 @@ class Doors:
 
     def _post(self, operation: ops.Operation) -> Steps[Outcome]:
         outcome: Outcome = yield Post(operation)
+        self.tell_beside(operation.organization_id, outcome)
         if outcome.error is not None:
             raise outcome.error
-        self.tell_beside(operation.organization_id, outcome)
         return outcome
 
     @staticmethod
     def tell_beside(organization_id: str, outcome: Outcome) -> None:
-        """Fire the hooks of what an operation brought about beside its record: crossings, observed denials."""
-        if not outcome.crossings and not outcome.denials:
+        """Fire the hooks of what was booked beside its record: crossings, denials, verdicts that never came."""
+        if not outcome.crossings and not outcome.denials and not outcome.unanswered:
             return
         events = [
+            hooks.CreditEvent(
+                "unknown_expired", organization_id, reservation=records.public_hold(organization_id, ended)
+            )
+            for ended in outcome.unanswered
+        ]
+        events += [
             hooks.CreditEvent(
                 "limit_crossed", organization_id, crossing=limit_records.public_crossing(organization_id, crossed)
             )

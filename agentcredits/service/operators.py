@@ -62,7 +62,7 @@ class Operators(Accounts):
                 organization_id=owner,
                 id=new_id(),
                 scope=kind,
-                scope_id=_place(kind, scope_id),
+                scope_id=limit_place(kind, scope_id),
                 unit=counted,
                 window_text=str(Window.parse(window)),
                 amount=limit_records.limit_amount(amount, counted),
@@ -213,7 +213,7 @@ class Operators(Accounts):
         return found
 
 
-def _place(scope: LimitScope, value: object) -> str:
+def limit_place(scope: LimitScope, value: object) -> str:
     """Whose limit: '' for the organization, and for each where no id is given."""
     if scope is LimitScope.ORGANIZATION:
         if value is not None:

@@ -148,7 +148,7 @@ class Prices(Doors):
         self, entries: Iterable[PriceEntry], *, organization_id: object = None
     ) -> Steps[tuple[PriceChange, ...]]:
         """Set every price that differs, in one transaction."""
-        listed = _entries(entries)
+        listed = checked_entries(entries)
         owner = yield from self._owner(organization_id)
         changes: tuple[PriceChange, ...] = yield Write(
             lambda connection: prices.import_costs(connection, organization_id=owner, entries=listed, clock=self.clock)
@@ -160,7 +160,7 @@ class Prices(Doors):
         self, entries: Iterable[PriceEntry], *, organization_id: object = None
     ) -> Steps[tuple[PriceChange, ...]]:
         """What an import would do."""
-        listed = _entries(entries)
+        listed = checked_entries(entries)
         owner = "" if organization_id is None else scope_id(organization_id, name="organization_id")
         changes: tuple[PriceChange, ...] = yield Read(
             lambda connection: prices.diff_costs(connection, organization_id=owner, entries=listed, clock=self.clock)
@@ -298,7 +298,12 @@ def _in_utc(entry: PriceEntry) -> PriceEntry:
     return entry.changed(valid_from=start, valid_until=end)
 
 
-def _entries(given: Iterable[PriceEntry]) -> tuple[PriceEntry, ...]:
+def checked_entries(given: Iterable[PriceEntry]) -> tuple[PriceEntry, ...]:
+    """Prices that can be set together.
+
+    Raises:
+        InvalidInputError: too many, one of them twice, or one with times that cannot be.
+    """
     found = tuple(_in_utc(entry) for entry in arguments.items(given, PriceEntry, name="entries"))
     if len(found) > MAX_ENTRIES:
         raise InvalidInputError(f"entries may hold at most {MAX_ENTRIES:,} prices.", context={"parameter": "entries"})

@@ -146,6 +146,8 @@ def _is_booked(runner: Runner, credit_event: hooks.CreditEvent) -> bool:
         record_id = credit_event.crossing.transaction_id
     elif credit_event.transaction is not None:
         record_id = credit_event.transaction.id
+    elif credit_event.reservation is not None:
+        is_there, record_id = queries.has_expired, credit_event.reservation.id
     if record_id is None:
         return False
     place = owner, record_id

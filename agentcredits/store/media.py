@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_into_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_into_sqlite
 
 from agentcredits.clock import Clock
 from agentcredits.rules import breaker
 from agentcredits.rules.breaker import BreakerState
+from agentcredits.rules.state import OPEN_STATES
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.media_tables import media_breakers as breakers
 from agentcredits.store.tables import credit_reservations as holds
@@ -121,16 +122,13 @@ def find_by_reference(
 ) -> tuple[str, str] | None:
     """Organization and id of the hold that was marked with a provider's reference; the newest of several.
 
-    Open holds are found by their index. One that is settled (the verdict was told twice) is looked for among all,
-    of one organization when that is known.
+    One that is open comes before those that are settled (the verdict was told twice, or a reference used again).
     """
-    marked = and_(holds.c.provider.in_(providers), holds.c.provider_reference == reference)
+    is_open = case((holds.c.state.in_([state.value for state in OPEN_STATES]), 0), else_=1)
+    statement = select(holds.c.organization_id, holds.c.id).where(
+        holds.c.provider.in_(providers), holds.c.provider_reference == reference
+    )
     if organization_id is not None:
-        marked = and_(marked, holds.c.organization_id == organization_id)
-    for condition in (and_(text("state IN ('active', 'unknown')"), marked), marked):
-        found = connection.execute(
-            select(holds.c.organization_id, holds.c.id).where(condition).order_by(holds.c.created_at.desc()).limit(1)
-        ).one_or_none()
-        if found is not None:
-            return found.organization_id, found.id
-    return None
+        statement = statement.where(holds.c.organization_id == organization_id)
+    found = connection.execute(statement.order_by(is_open, holds.c.created_at.desc()).limit(1)).one_or_none()
+    return None if found is None else (found.organization_id, found.id)

@@ -6,7 +6,7 @@ The caller begins and ends the transaction. A single call is a batch of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final
@@ -128,7 +128,10 @@ def _decide_account(
             loading.load_limits(connection, ledger, operations)
         loading.load_existing(connection, ledger, operations, now)
         book_due(ledger, now)
+    unanswered = tuple(replace(hold) for hold in ledger.changes.unanswered)
     outcomes = _decide_in_order(ledger, operations, now, opened=not created)
+    if unanswered:
+        outcomes[0] = replace(outcomes[0], unanswered=unanswered)
     if created and ledger.account is None:
         connection.execute(delete(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
     return Decided(outcomes, _writes(connection, ledger))

@@ -66,6 +66,11 @@ def list_costs(
     return tuple(public_cost(row) for row in _rows(connection, condition))
 
 
+def all_rows(connection: Connection, organization_id: str) -> list[CostRow]:
+    """Every price that an organization ('': everybody) ever had."""
+    return _rows(connection, costs.c.organization_id == organization_id)
+
+
 # -- setting -----------------------------------------------------------------------------------------------------
 
 

@@ -184,8 +184,12 @@ def list_reservations(
     *,
     states: Sequence[ReservationState],
     limit: int,
+    unresolved: bool = False,
 ) -> tuple[ReservationRecord, ...]:
-    """Reservations in the given states as they are now, newest first."""
+    """Reservations in the given states as they are now, newest first.
+
+    ``unresolved``: only those whose provider's verdict has not come: they wait, or ran out and were not charged late.
+    """
     table = credit_reservations
     ledger, _, now = view(connection, organization_id, clock)
     statement = select(table).where(table.c.organization_id == organization_id)
@@ -196,10 +200,20 @@ def list_reservations(
         if ReservationState.EXPIRED in states:
             wanted.append(is_open & (table.c.expires_at <= now))
         statement = statement.where(or_(*wanted))
+    if unresolved:
+        waited = table.c.state.in_([ReservationState.UNKNOWN.value, ReservationState.EXPIRED.value])
+        statement = statement.where(waited, table.c.provider.is_not(None), table.c.requested_micros.is_(None))
     rows = connection.execute(statement.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)).mappings()
     return tuple(
         records.public_hold(organization_id, ledger.holds.get(row["id"]) or records.read_hold(row)) for row in rows
     )
+
+
+def has_expired(connection: Connection, organization_id: str, reservation_id: str) -> bool:
+    """Whether this reservation's end by time is booked."""
+    table = credit_reservations
+    statement = select(table.c.state).where(table.c.organization_id == organization_id, table.c.id == reservation_id)
+    return connection.execute(statement).scalar() == ReservationState.EXPIRED.value
 
 
 def has_transaction(connection: Connection, organization_id: str, transaction_id: str) -> bool:

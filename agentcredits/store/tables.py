@@ -1,8 +1,8 @@
 """The declared schema: tables, checks, indexes and the triggers that keep the ledger append-only.
 
-``organization_id`` leads every primary key and index of the tenant tables, so that the data can be partitioned by
-it. Amounts end in ``_micros`` (BIGINT micro-credits), except ``agent_action_costs.cost``, which is in credits so that
-an operator can edit it with plain SQL.
+``organization_id`` leads every primary key and (but for one) index of the tenant tables, so that the data can be
+partitioned by it. Amounts end in ``_micros`` (BIGINT micro-credits), except ``agent_action_costs.cost``, which is in
+credits so that an operator can edit it with plain SQL.
 """
 
 from __future__ import annotations
@@ -172,6 +172,15 @@ Index(
     credit_reservations.c.expires_at,
     sqlite_where=text("state IN ('active', 'unknown')"),
     postgresql_where=text("state IN ('active', 'unknown')"),
+)
+
+# A provider's webhook knows its job, not whose it is: the one index that organization_id does not lead.
+Index(
+    "ix_credit_reservations_provider",
+    credit_reservations.c.provider_reference,
+    credit_reservations.c.organization_id,
+    sqlite_where=text("provider_reference IS NOT NULL"),
+    postgresql_where=text("provider_reference IS NOT NULL"),
 )
 
 credit_transactions = Table(

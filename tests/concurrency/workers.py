@@ -107,6 +107,39 @@ def charge_until_refused(url: str, organization: str, coroutines: int) -> None:
     say({"charged": asyncio.run(run())})
 
 
+def send_duplicates(url: str, organization: str, coroutines: int, charges: list[str]) -> None:
+    """For each charge a round of a charge, a hold, a grant and a refund, each sent by all coroutines with one key."""
+
+    async def send(service: CreditService, number: int, charge: str) -> dict[str, list[tuple[str, bool]]]:
+        calls: dict[str, Any] = {
+            "consume": lambda key: service.consume_credits(organization_id=organization, amount=3, idempotency_key=key),
+            "reserve": lambda key: service.reserve_credits(organization_id=organization, amount=2, idempotency_key=key),
+            "grant": lambda key: service.grant_credits(organization, 4, idempotency_key=key),
+            "refund": lambda key: service.refund_credits(charge, 1, organization_id=organization, idempotency_key=key),
+        }
+        found: dict[str, list[tuple[str, bool]]] = {}
+        for name, call in calls.items():
+            key = f"{name} {number}"
+            answers: list[Any] = await asyncio.gather(*[_awaited(call(key)) for _ in range(coroutines)])
+            records = [getattr(answer, "record", answer) for answer in answers]
+            found[key] = [(record.id, record.replayed) for record in records]
+        return found
+
+    async def run() -> dict[str, list[tuple[str, bool]]]:
+        async with CreditService(url) as service:
+            return {
+                key: answers
+                for number, charge in enumerate(charges)
+                for key, answers in (await send(service, number, charge)).items()
+            }
+
+    say({"answers": asyncio.run(run())})
+
+
+async def _awaited(call: Any) -> Any:
+    return await call
+
+
 def die_in_body(url: str, organization: str, ttl: float) -> None:
     """Reserve with a heart-beat, say so, and work until somebody kills the process."""
     service = SyncCreditService(url)
@@ -338,6 +371,7 @@ WORKERS = {
     worker.__name__: worker
     for worker in (
         charge_until_refused,
+        send_duplicates,
         die_in_body,
         lock_sqlite,
         interrupts,

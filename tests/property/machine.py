@@ -21,6 +21,7 @@ from tests.property.comparing import compare_grant, compare_hold, compare_row, s
 from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Limit, Refused, Row
 from tests.property.steps import CREDIT, grant_micros, oddities, times, works
 
+DAY = timedelta(days=1)
 START = datetime(2026, 1, 30, 22, 0, tzinfo=UTC)
 
 Call = tuple[str, dict[str, Any]]
@@ -498,6 +499,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def sweep(self, organization: int) -> None:
         self.apply(("sweep", {"organization_id": self.organizations[organization]}))
+
+    def purge(self, organization: int) -> None:
+        """Old keys go; what comes again with one of them is a new call on both sides."""
+        organization_id = self.organizations[organization]
+        self.sweep(organization)
+        if organization_id in self.model.accounts:
+            found = self.service.purge(organization_id, older_than=DAY).keys
+            same("purged keys", found, self.model.purge(organization_id, DAY))
+            self.compare(organization_id)
 
     # -- oddities ------------------------------------------------------------------------------------------------
 

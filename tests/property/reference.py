@@ -708,6 +708,20 @@ class Ledger:
         self._open(organization_id)
         return Answer(None)
 
+    def purge(self, organization_id: str, older_than: timedelta) -> int:
+        """Forget the keys of old calls; those that gave, and those of open holds, are kept."""
+        account, before = self.accounts[organization_id], self._clock() - older_than
+        old = [
+            (kind, key)
+            for (kind, key), (_, record) in account.keys.items()
+            if kind in ("consume", "refund", "reserve")
+            and (record.created_at if isinstance(record, Hold) else record.at) < before
+            and not (isinstance(record, Hold) and record.open)
+        ]
+        for place in old:
+            del account.keys[place]
+        return len(old)
+
 
 def subtract(takes: Takes, amount: int) -> Takes:
     """``takes`` without its first ``amount``."""

@@ -88,6 +88,7 @@ works = st.one_of(
     limits,
     step("unlimit", number=numbers),
     step("sweep", organization=st.sampled_from([0, 1])),
+    step("purge", organization=places),
 )
 oddities = st.one_of(
     step("replay", number=numbers),
