@@ -24,7 +24,7 @@ ACME = "acme"
 
 
 class SqliteOutage:
-    """Another process holds the file's write lock."""
+    """Another process holds the file's write lock, until it is told to end."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -105,7 +105,6 @@ def test_a_store_that_is_away_at_commit_costs_the_caller_nothing(outage: SqliteO
                 outage.begin(3.0)
                 return "the finished video"
 
-        began = time.monotonic()
         assert work() == "the finished video"
         with pytest.raises(KeyError, match="the body's own error"), failed:
             raise KeyError("the body's own error")
@@ -113,7 +112,6 @@ def test_a_store_that_is_away_at_commit_costs_the_caller_nothing(outage: SqliteO
             service.consume_credits(organization_id=ACME, amount=1, idempotency_key="mine")
         with pytest.raises(StoreUnavailableError) as generated:
             service.consume_credits(organization_id=ACME, amount=2)
-        assert time.monotonic() - began < 3.0, "the calls should have given up before the store was back"
         assert refused.value.idempotency_key == "mine"
         assert refused.value.retryable
         assert generated.value.idempotency_key

@@ -39,6 +39,7 @@ def start(name: str, **arguments: Any) -> subprocess.Popen[str]:
     """Start a worker; its standard output carries JSON lines."""
     return subprocess.Popen(
         [sys.executable, str(Path(__file__)), name, json.dumps(arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -149,12 +150,13 @@ def die_in_body(url: str, organization: str, ttl: float) -> None:
 
 
 def lock_sqlite(path: str, seconds: float) -> None:
-    """Hold the file's only write lock for a while."""
+    """Hold the file's only write lock for a while, and on until ``finish`` closes the standard input."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA busy_timeout = 10000")
     connection.execute("BEGIN EXCLUSIVE")
     say({"locked": True})
     time.sleep(seconds)
+    sys.stdin.read()
     connection.execute("ROLLBACK")
     say({"locked": False})
 
