@@ -11,8 +11,12 @@ from agentcredits.model.answers import (
     PlannedAction,
     Quote,
     QuoteLine,
+    RepairChange,
+    RepairRefusal,
+    RepairReport,
     SweepReport,
     VerifyProblem,
+    VerifyProgress,
     VerifyReport,
 )
 from agentcredits.model.limits import Denial, DenialGroup, Limit, LimitCrossing, LimitUsage
@@ -64,6 +68,9 @@ __all__ = [
     "Pricing",
     "Quote",
     "QuoteLine",
+    "RepairChange",
+    "RepairRefusal",
+    "RepairReport",
     "ReservationRecord",
     "ReservationState",
     "Scopes",
@@ -73,5 +80,6 @@ __all__ = [
     "UsageLine",
     "UsageReport",
     "VerifyProblem",
+    "VerifyProgress",
     "VerifyReport",
 ]
