@@ -70,7 +70,7 @@ _PARTS: Final = (
 def entries_after(connection: Connection, organization_id: str, seq: int) -> list[Entry]:
     """The next page of ledger rows after ``seq``; empty at the end."""
     place = {"organization": organization_id, "after": seq, "size": PAGE_ROWS}
-    return [Entry(*row.tuple()) for row in connection.execute(_ENTRIES, place)]
+    return [Entry(*values) for values in map(tuple, connection.execute(_ENTRIES, place))]
 
 
 def parts_between(

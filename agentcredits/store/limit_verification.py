@@ -97,26 +97,22 @@ def _spent(
     windows: dict[CounterPlace, Period] = {
         place: (counter.window_start, counter.window_end) for place, counter in usage.items()
     }
-    newer = {place for place, window in windows.items() if recount.windows.get(place) != window}
-    new_limits = limits.keys() - recount.limits.keys()
-    spent = {place: number for place, number in recount.spent.items() if place not in newer and place[0] in limits}
-    again = {
-        limit_id: limits[limit_id] for limit_id in new_limits | {place[0] for place in newer} if limit_id in limits
-    }
+    changed = {place for place, window in windows.items() if recount.windows.get(place) != window}
+    # A new limit's counters are new; one that has none yet may lack it.
+    added = {limit_id: (limit_id, "") for limit_id in limits.keys() - recount.limits.keys()}
+    changed.update(added.values())
+    spent = {place: number for place, number in recount.spent.items() if place not in changed and place[0] in limits}
+    again = {limit_id: limits[limit_id] for limit_id, _ in changed if limit_id in limits}
     if not again:
         return spent
     second = LimitRecount(again, {place: window for place, window in windows.items() if place[0] in again}, now)
-    seq = min(
-        marks.seq_before(window[0]) if window[0] is not None else limits[place[0]].counts_from_seq
-        for place, window in [*windows.items(), *((((limit_id, "")), (None, None)) for limit_id in new_limits)]
-        if place in newer or place[0] in new_limits
-    )
+    starts = ((limits[place[0]], windows.get(place, (None, None))[0]) for place in changed if place[0] in limits)
+    seq = min(limit.counts_from_seq if start is None else marks.seq_before(start) for limit, start in starts)
     while page := entries_after(connection, organization_id, seq):
         for row in page:
             second.add(row)
         seq = page[-1].seq
-    spent |= {place: number for place, number in second.spent.items() if place in newer or place[0] in new_limits}
-    return spent
+    return spent | {place: number for place, number in second.spent.items() if place in changed or place[0] in added}
 
 
 def _load_usage(connection: Connection, organization_id: str) -> dict[CounterPlace, UsageState]:
