@@ -12,7 +12,7 @@ import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, usage
+from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, repair, usage
 from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
 from agentcredits.cli.db import db
@@ -74,6 +74,7 @@ history.register(app, _LOOK)
 usage.register(app, _LOOK)
 detect.register(app, _LOOK)
 corrections.register(app, _CREDITS)
+repair.register(app, _CREDITS)
 app.add_typer(reservations, name="reservations", rich_help_panel=_CREDITS)
 app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
 app.add_typer(media, name="media", rich_help_panel=_CREDITS)

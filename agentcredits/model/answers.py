@@ -209,7 +209,7 @@ class RepairChange:
 
 @dataclass(frozen=True, slots=True)
 class RepairRefusal:
-    """A difference that no counter can mend, or an account that was left alone because of one; and why."""
+    """A difference that was, or would be, left as it is; and why."""
 
     organization_id: str
     check: str
@@ -221,7 +221,8 @@ class RepairRefusal:
 class RepairReport:
     """The answer of ``repair``: truthy when nothing is left to repair.
 
-    ``changes``: what would be changed (``dry_run``), or was; an account with a refusal is never changed.
+    ``changes``: what would be changed (``dry_run``), or was. An account with a refusal is never changed, unless all
+    that is refused are wrong ``balance_after`` of ledger rows (check "chain"), from which nothing is computed.
     """
 
     dry_run: bool

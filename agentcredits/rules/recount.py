@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 
 from agentcredits.model import LimitScope, LimitUnit, Pricing
 from agentcredits.rules import limits, rollups
@@ -47,6 +48,15 @@ class Entry:
     charge_pricing: str | None = None
 
 
+class Break(Enum):
+    """How a row does not follow from the row before."""
+
+    ORDER = "order"
+    """Its seq or its time."""
+    BALANCE = "balance"
+    """Its balance_after: the account's counters were wrong when it was written, or became right again."""
+
+
 @dataclass(slots=True)
 class GrantSums:
     """What the allocations of ledger rows say of one grant, in micro-credits."""
@@ -72,14 +82,14 @@ class AccountRecount:
     _said: int = 0
     _at: datetime | None = None
 
-    def add(self, row: Entry) -> bool:
-        """Count a row; whether its seq, its balance and its time follow from the row before."""
+    def add(self, row: Entry) -> Break | None:
+        """Count a row; how it does not follow from the row before, if it does not."""
         amount = row.amount_micros
-        follows = (
-            row.seq == self.last_seq + 1
-            and row.balance_after_micros == self._said + amount
-            and (self._at is None or row.created_at >= self._at)
-        )
+        broken = None
+        if row.seq != self.last_seq + 1 or (self._at is not None and row.created_at < self._at):
+            broken = Break.ORDER
+        elif row.balance_after_micros != self._said + amount:
+            broken = Break.BALANCE
         self.rows += 1
         self.last_seq, self._said, self._at = row.seq, row.balance_after_micros, row.created_at
         self.balance += amount
@@ -91,7 +101,7 @@ class AccountRecount:
             self.voided -= amount
         else:
             self.granted += amount
-        return follows
+        return broken
 
     def add_part(self, row: Entry, grant_id: str, amount_micros: int) -> None:
         """Count an allocation of a row."""

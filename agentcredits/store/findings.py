@@ -30,11 +30,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference. Without ``changes`` no counter is wrong but what counters come from: it cannot be repaired."""
+    """One difference. Without ``changes`` no counter is wrong but what counters come from: it cannot be repaired.
+
+    ``blocks``: then the account's counters cannot be trusted to come out right either (all but a wrong balance_after,
+    from which nothing is computed).
+    """
 
     check: str
     message: str
     changes: tuple[Change, ...] = ()
+    blocks: bool = True
 
 
 @dataclass(slots=True)

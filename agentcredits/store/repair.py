@@ -1,6 +1,8 @@
 """Repair: make derived counters equal to what the append-only ledger says, one account at a time.
 
-Ledger rows, holds' terms and keys are never touched: an account in which one of those is wrong is left alone.
+Ledger rows, holds' terms and keys are never touched: an account in which one of those is wrong is left alone. Only a
+row's ``balance_after`` does not stand in the way: a charge that was booked while the account's counters were wrong says
+what they said, for ever, but nothing is computed from it.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def apply(connection: Connection, account: AccountVerification) -> AccountRepair
     dialect_of(connection).open_account(connection, account.organization_id, None)
     account.finish(connection)
     findings = account.findings
-    if not all(finding.changes for finding in findings):
+    if any(finding.blocks and not finding.changes for finding in findings):
         return _left_alone(connection, account, findings, _BLOCKED)
     changes = [change for finding in findings for change in finding.changes]
     try:
@@ -84,7 +86,10 @@ def apply(connection: Connection, account: AccountVerification) -> AccountRepair
     account.finish(connection)
     if account.counter_findings:
         return _left_alone(connection, account, findings, _NOT_CLEAN)
-    return AccountRepair(tuple(_public(account, change) for change in changes))
+    return AccountRepair(
+        tuple(_public(account, change) for change in changes),
+        tuple(_refusal(account, finding) for finding in findings if not finding.changes),
+    )
 
 
 def _by_row(changes: Iterable[Change]) -> list[tuple[Table, list[Change]]]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, and_, func, literal_column, or_, select
 from agentcredits.amounts import from_micros
 from agentcredits.model import GrantStatus, VerifyProblem, VerifyProgress, VerifyReport
 from agentcredits.rules.entries import next_event
-from agentcredits.rules.recount import AccountRecount, Entry, GrantSums, LimitRecount, Marks, UsageRecount
+from agentcredits.rules.recount import AccountRecount, Break, Entry, GrantSums, LimitRecount, Marks, UsageRecount
 from agentcredits.rules.state import OPEN_STATES, GrantState, HoldState
 from agentcredits.store import limit_verification, loading, records, tenancy, usage_verification
 from agentcredits.store.dialects import RowLike, dialect_of
@@ -192,8 +192,10 @@ class AccountVerification:
         organization_id, ledger, limits = self.organization_id, self._ledger, self._limits
         for row in page:
             before = ledger.last_seq
-            if not ledger.add(row):
-                self._walked.add([Finding("chain", f"row {row.seq} does not follow from row {before}")])
+            broken = ledger.add(row)
+            if broken is not None:
+                message = f"row {row.seq} does not follow from row {before}"
+                self._walked.add([Finding("chain", message, blocks=broken is not Break.BALANCE)])
             closed = self._usage.add(row)
             if closed is not None:
                 self._walked.add(
@@ -323,7 +325,7 @@ class AccountVerification:
         if is_open != expected.is_open:
             message = f"{name} is marked {'open' if is_open else 'closed'} and is not"
             yield Finding("grant", message, (Change(credit_grants, key, "is_open", is_open, expected.is_open),))
-        if not _status_fits(stored, as_of):
+        if not _status_fits(expected, as_of):
             yield Finding("status", f"{name} is {stored.status.value}, its dates say otherwise")
 
 
