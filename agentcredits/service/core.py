@@ -254,7 +254,9 @@ class ServiceCore(Operators):
         holds, grants = 0, 0
         unknown: list[str] = []
         for place in due:
-            before: queries.Due = yield Read(partial(queries.due_summary, organization_id=place, clock=self.clock))
+            before: queries.Due = yield Read(
+                partial(queries.due_summary, organization_id=place, clock=self.clock), place
+            )
             yield from self._post(ops.Expire(organization_id=place))
             holds += before.holds
             grants += before.grants

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as insert_into_postgresql
@@ -12,6 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_into_sqlite
 from agentcredits.clock import Clock
 from agentcredits.rules import breaker
 from agentcredits.rules.breaker import BreakerState
+from agentcredits.store import tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.media_tables import media_breakers as breakers
 from agentcredits.store.tables import credit_reservations as holds
@@ -124,6 +126,15 @@ def find_by_reference(
     Open holds are found by their index. One that is settled (the verdict was told twice) is looked for among all,
     of one organization when that is known.
     """
+    for found in tenancy.each(connection, organization_id, partial(_find_hold, connection, providers, reference)):
+        if found is not None:
+            return found
+    return None
+
+
+def _find_hold(
+    connection: Connection, providers: Sequence[str], reference: str, organization_id: str | None
+) -> tuple[str, str] | None:
     marked = and_(holds.c.provider.in_(providers), holds.c.provider_reference == reference)
     if organization_id is not None:
         marked = and_(marked, holds.c.organization_id == organization_id)

@@ -15,7 +15,6 @@ from sqlalchemy import Connection, Table, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from agentcredits.model import RepairChange, RepairRefusal
-from agentcredits.store import tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.findings import Change, Finding
 from agentcredits.store.verification import AccountVerification, Step
@@ -51,7 +50,7 @@ def examine(connection: Connection, organization_id: str, step: Step) -> Account
     """Recompute an account, as ``verify`` does, keeping every difference."""
     account = AccountVerification(organization_id, most=None)
     account.walk(connection, step)
-    tenancy.renew(connection)
+    connection.rollback()
     dialect_of(connection).begin_read(connection)
     account.finish(connection, step)
     return account
