@@ -82,13 +82,16 @@ def enable(connection: Connection) -> None:
                 f"CREATE POLICY {name} ON {table} FOR {policy.command} TO {role} USING ({policy.condition}){check}"
             )
     schema = connection.exec_driver_sql("SELECT quote_ident(current_schema())").scalar_one()
-    # For those only who may read accounts at all: the function itself runs with its owner's rights.
+    # For those only who may read accounts at all: the function itself runs with its owner's rights. Only a superuser
+    # could make the setting a part of the function, so it is set and taken back in it.
     connection.exec_driver_sql(
         f"CREATE OR REPLACE FUNCTION {ACCOUNTS_FUNCTION}()"  # noqa: S608 - names of our own
         " RETURNS TABLE (organization_id text, last_seq bigint, next_due_at timestamptz)"
-        f" LANGUAGE sql STABLE SECURITY DEFINER SET search_path = {schema}, pg_temp SET {_LISTING_SETTING} = 'on'"
-        " AS $$ SELECT a.organization_id, a.last_seq, a.next_due_at FROM credit_accounts AS a"
-        " WHERE has_table_privilege(session_user, 'credit_accounts', 'SELECT') $$"
+        f" LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$"
+        " BEGIN IF NOT has_table_privilege(session_user, 'credit_accounts', 'SELECT') THEN RETURN; END IF;"
+        f" PERFORM set_config('{_LISTING_SETTING}', 'on', true);"
+        " RETURN QUERY SELECT a.organization_id::text, a.last_seq, a.next_due_at FROM credit_accounts AS a;"
+        f" PERFORM set_config('{_LISTING_SETTING}', '', true); END $$"
     )
 
 

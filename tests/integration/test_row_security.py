@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
@@ -18,6 +19,7 @@ from agentcredits.store import row_security, tenancy
 from agentcredits.store.tables import metadata
 from agentcredits.store.upgrade import check_schema, upgrade_database
 from agentcredits.testing import FakeClock
+from conftest import TENANT_ROLE
 from tests.integration.cli_calls import caller
 
 pytestmark = pytest.mark.postgres
@@ -146,11 +148,12 @@ def test_a_statement_without_where_sees_its_own_tenant_only(
         with engine.begin() as connection:
             _as(connection, ACME)
             assert connection.execute(everything).scalars().all() == [ACME] * places.count(ACME)
-    with engine.connect() as connection, pytest.raises(DBAPIError, match="row-level security"):
-        # Into another tenant: a copy of a row of one's own.
+    # Into another tenant: a copy of a row of one's own.
+    names = ", ".join("'globex'" if column.name == "organization_id" else column.name for column in declared.c)
+    with engine.connect() as connection:
         _as(connection, ACME)
-        names = ", ".join("'globex'" if column.name == "organization_id" else column.name for column in declared.c)
-        connection.exec_driver_sql(f"INSERT INTO {table} SELECT {names} FROM {table}")
+        with pytest.raises(DBAPIError, match="row-level security"):
+            connection.exec_driver_sql(f"INSERT INTO {table} SELECT {names} FROM {table}")
     with engine.connect() as connection:
         _as(connection, "")
         assert connection.execute(everything).all() == []
@@ -159,13 +162,15 @@ def test_a_statement_without_where_sees_its_own_tenant_only(
 def _fill(connection: Connection, table: str) -> None:
     """A row for each tenant in tables that nothing above writes to."""
     rows = {
-        "credit_denials": "(organization_id, id, created_at, code, reason, message) VALUES (:place, 'd', now(), 'c', 'r', 'm')",
+        "credit_denials": "(organization_id, id, created_at, code, reason, message)"
+        " VALUES (:place, 'd', now(), 'c', 'r', 'm')",
         "credit_limit_crossings": "(organization_id, id, limit_id, scope, scope_id, unit, window_text, threshold,"
         " limit_amount, spent, created_at) VALUES (:place, 'x', 'l', 'user', 'u', 'count', 'day', 1, 1, 1, now())",
         "media_batches": "(organization_id, id, name, state, settings, created_at, updated_at)"
         " VALUES (:place, 'b', 'n', 'planned', '{}', now(), now())",
         "media_jobs": "(organization_id, batch_id, number, asset_id, name, priority, state, agent_type, action, prompt,"
-        " parameters, dimensions, updated_at) VALUES (:place, 'b', 1, 'a', 'n', 1, 'planned', 'A', 'a', 'p', '{}', '{}', now())",
+        " parameters, dimensions, updated_at)"
+        " VALUES (:place, 'b', 1, 'a', 'n', 1, 'planned', 'A', 'a', 'p', '{}', '{}', now())",
     }
     needed = [*(["media_batches"] if table == "media_jobs" else []), *([table] if table in rows else [])]
     for name in needed:
@@ -227,6 +232,56 @@ async def test_an_async_session_names_its_tenant(secured_url: str) -> None:
                 await service.consume_credits(organization_id=ACME, amount=2, session=session)
             await engine.dispose()
         assert (await service.get_balance(ACME)).available == 6
+
+
+OWNER = "agentcredits_owner_role"
+
+
+@pytest.fixture
+def owned(pg_server_url: str) -> Iterator[tuple[str, str]]:
+    """A database whose tables belong to a plain role, as on a hosted server: the owner's URL, and an application's."""
+    server = make_url(pg_server_url)
+    name = f"owned_{uuid.uuid4().hex}"
+    root = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with root.connect() as connection:
+        for role in (OWNER, TENANT_ROLE):
+            if not connection.exec_driver_sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{role}'").first():
+                connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{role}' NOSUPERUSER NOBYPASSRLS")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} OWNER {OWNER}")
+    urls = [
+        server.set(database=name, username=role, password=role).render_as_string(hide_password=False)
+        for role in (OWNER, TENANT_ROLE)
+    ]
+    engine = create_engine(urls[0], poolclass=NullPool)
+    upgrade_database(engine, with_row_security=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {TENANT_ROLE}"
+        )
+    yield urls[0], urls[1]
+    with root.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("who", [0, 1], ids=["the owner", "another role"])
+def test_tables_of_a_plain_role_bind_their_owner_and_are_listed_by_his_function(
+    owned: tuple[str, str], clock: FakeClock, who: int
+) -> None:
+    """FORCE: the owner too names a tenant. Sweep, verify and a second upgrade go over all organizations."""
+    with SyncCreditService(owned[who], clock=clock) as service:
+        for place in (ACME, GLOBEX):
+            use(service, place)
+        clock.advance(timedelta(minutes=2))
+        assert service.sweep().accounts == 2
+        assert (service.verify().accounts, service.verify().problems) == (2, ())
+    engine = create_engine(owned[0], poolclass=NullPool)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM credit_transactions").scalar_one() == 0
+        assert connection.exec_driver_sql("SELECT count(*) FROM credit_accounts").scalar_one() == 0
+        assert check_schema(connection) == []
+    upgrade_database(engine)
+    with engine.connect() as connection:
+        assert row_security.is_on(connection)
 
 
 def test_it_is_switched_on_and_off_from_the_command_line(
