@@ -6,7 +6,7 @@ although charges go on meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Row, Select, Table, and_, bindparam, func, select
@@ -70,14 +70,15 @@ _PARTS: Final = (
 def entries_after(connection: Connection, organization_id: str, seq: int) -> list[Entry]:
     """The next page of ledger rows after ``seq``; empty at the end."""
     place = {"organization": organization_id, "after": seq, "size": PAGE_ROWS}
-    return [Entry(*values) for values in map(tuple, connection.execute(_ENTRIES, place))]
+    rows: Sequence[Any] = connection.execute(_ENTRIES, place).all()
+    return [Entry(*row) for row in rows]
 
 
 def parts_between(
     connection: Connection, organization_id: str, after: int, up_to: int
-) -> Iterable[Row[int, str | None, int]]:
+) -> Sequence[Any]:
     """(seq, grant_id, amount_micros) of every allocation of the rows after ``after`` and up to ``up_to``."""
-    return connection.execute(_PARTS, {"organization": organization_id, "after": after, "up_to": up_to})
+    return connection.execute(_PARTS, {"organization": organization_id, "after": after, "up_to": up_to}).all()
 
 
 def ranges(connection: Connection, table: Table, column: Column[Any], *conditions: Any) -> Iterator[tuple[Any, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -62,7 +61,7 @@ def check_days(
 
 def _line(values: tuple[str, ...], totals: rollups.Totals) -> dict[str, Any]:
     # A stored total stays at the top instead of running over.
-    sums = {name: min(number, MAX_TOTAL_MICROS) for name, number in asdict(totals).items()}
+    sums = {name: min(getattr(totals, name), MAX_TOTAL_MICROS) for name in _SUMS}
     return {**dict(zip(rollups.GROUPED, values, strict=True)), **sums}
 
 
