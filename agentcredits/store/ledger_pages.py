@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Row, Select, Table, and_, bindparam, func, select
+from sqlalchemy import Column, Connection, Row, Select, Table, and_, bindparam, select
 
 from agentcredits.rules.recount import Entry
 from agentcredits.store import tenancy
@@ -74,9 +74,7 @@ def entries_after(connection: Connection, organization_id: str, seq: int) -> lis
     return [Entry(*row) for row in rows]
 
 
-def parts_between(
-    connection: Connection, organization_id: str, after: int, up_to: int
-) -> Sequence[Any]:
+def parts_between(connection: Connection, organization_id: str, after: int, up_to: int) -> Sequence[Any]:
     """(seq, grant_id, amount_micros) of every allocation of the rows after ``after`` and up to ``up_to``."""
     return connection.execute(_PARTS, {"organization": organization_id, "after": after, "up_to": up_to}).all()
 
@@ -106,8 +104,3 @@ def within(column: Column[Any], after: Any, up_to: Any) -> list[Any]:
 def stream(connection: Connection, statement: Select[Any]) -> Iterator[Row[Any]]:
     """The rows of a statement, fetched a few at a time (PostgreSQL: through a server-side cursor)."""
     yield from connection.execute(statement, execution_options={"yield_per": 1_000})
-
-
-def count(connection: Connection, table: Table, *conditions: Any) -> int:
-    """How many rows there are."""
-    return int(connection.execute(select(func.count()).select_from(table).where(*conditions)).scalar_one())

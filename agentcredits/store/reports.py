@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, and_, case, func, or_, select
+from sqlalchemy import Connection, Select, Table, and_, case, func, or_, select
 
 from agentcredits.clock import Clock
 from agentcredits.model import Denial, DenialGroup, Limit, LimitCrossing, LimitScope, UsageLine
@@ -282,6 +282,23 @@ def _denial_groups(connection: Connection, wanted: list[Any]) -> list[DenialGrou
         )
         for row in connection.execute(statement)
     ]
+
+
+# -- the whole database ------------------------------------------------------------------------------------------
+
+
+def count_rows(connection: Connection, table: Table) -> int:
+    """How many rows of all organizations, and of none, a tenant table has."""
+    if tenancy.is_active(connection):
+        tenancy.mark(connection)
+    owner = table.c.organization_id
+    counted = select(func.count()).select_from(table)
+
+    def count(place: str | None) -> int:
+        return int(connection.execute(counted if place is None else counted.where(owner == place)).scalar_one())
+
+    defaults = count("") if tenancy.applies(connection) else 0
+    return defaults + sum(tenancy.each(connection, None, count))
 
 
 # -- keys --------------------------------------------------------------------------------------------------------

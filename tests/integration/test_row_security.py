@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, make_url, select, text
@@ -117,10 +118,27 @@ def test_default_prices_are_read_by_all_and_written_by_the_service_only(
     with pytest.raises(UnpricedActionError):
         service.get_cost("Own", "thing", organization_id=GLOBEX)
     with engine.begin() as connection:
+        _as(connection, "")  # what an earlier transaction of the connection leaves behind
         places = set(connection.exec_driver_sql("SELECT organization_id FROM agent_action_costs").scalars())
         assert places == {""}
         assert connection.exec_driver_sql("DELETE FROM agent_action_costs").rowcount == 0
         assert connection.exec_driver_sql("UPDATE agent_action_costs SET cost = 0").rowcount == 0
+
+
+def test_the_command_line_works_as_a_bound_role(
+    secured_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Bulk grants (which look at all keys), counts of all organizations, verify, repair."""
+    on = caller(capsys, "--database", secured_url)
+    lines = tmp_path / "grants.csv"
+    lines.write_text("organization_id,amount\nacme,5\nglobex,6\n")
+    assert [on("bulk", "grant", lines, "--key", "spring", "--json").counts for _ in range(2)] == [(2, 0, 0), (0, 2, 0)]
+    counts = on("doctor", "--json").data["counts"]
+    assert (counts["accounts"], counts["grants"], counts["prices"]) == (2, 2, 8)
+    assert on("verify", "--json").data["accounts"] == 2
+    assert on("repair", "--dry-run").code == 0
+    assert on("costs", "set", "Any", "thing", 3).code == 0
+    assert on("db", "check").code == 0
 
 
 def _as(connection: Connection, place: str) -> None:
