@@ -13,7 +13,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from agentcredits import SyncCreditService, VerifyProgress
-from agentcredits.store import ledger_pages
+from agentcredits.store import ledger_pages, verification
+from agentcredits.store.dialects import dialect_of
 from agentcredits.testing import FakeClock
 from tests.benchmarks.size import fill
 
@@ -39,7 +40,7 @@ def service(database_url: str, clock: FakeClock) -> Iterator[SyncCreditService]:
 
 
 def _work(service: SyncCreditService, number: int) -> None:
-    charge = service.consume_credits(organization_id=ACME, amount=3, user_id=f"user{number % 3}", action="a")
+    charge = service.consume_credits(organization_id=ACME, amount=3 + number, user_id=f"user{number % 3}", action="a")
     if number % 2:
         service.refund_credits(charge, 1)
     hold = service.reserve_credits(organization_id=ACME, amount=2, user_id="ada", ttl=timedelta(hours=2))
@@ -74,6 +75,24 @@ def test_a_ledger_that_grows_while_it_is_read_is_clean(service: SyncCreditServic
     assert report.problems == ()
     assert report.transactions == service.list_transactions(ACME, limit=1).items[0].seq
     assert service.verify()
+
+
+def test_rows_that_come_after_the_last_page_are_read_in_the_snapshot(
+    service: SyncCreditService, clock: FakeClock, database_url: str
+) -> None:
+    """Also those of a day and of windows that had not begun when the reading did."""
+    engine = create_engine(database_url, poolclass=NullPool)
+    account = verification.AccountVerification(ACME)
+    with engine.connect() as connection:
+        account.walk(connection, lambda _rows: None)
+        connection.rollback()
+        for number in range(5):
+            clock.advance(timedelta(hours=7))
+            _work(service, number)
+        dialect_of(connection).begin_read(connection)
+        account.finish(connection)
+        connection.rollback()
+    assert account.problems == []
 
 
 TAMPERED = {
