@@ -109,8 +109,10 @@ class _Reused:
     A test that changed the schema costs the next one a new database.
     """
 
-    def __init__(self, server_url: str) -> None:
+    def __init__(self, server_url: str, *, secured: bool = False) -> None:
         self._server_url = server_url
+        #: With row security, and used as a role that it binds.
+        self._secured = secured
         self._name: str | None = None
         self._shape: object = None
         self._costs: list[dict[str, Any]] = []
@@ -119,11 +121,16 @@ class _Reused:
         if self._name is None:
             self._name = f"test_{uuid.uuid4().hex}"
             _on_server(self._server_url, f"CREATE DATABASE {self._name}")
-            _migrate(_pg_url(self._server_url, self._name))
+            _migrate(_pg_url(self._server_url, self._name), with_row_security=self._secured or None)
+            if self._secured:
+                _on_server(_pg_url(self._server_url, self._name), *_TENANT_ROLE)
             with self._connect() as connection:
                 self._shape = self._read_shape(connection)
                 self._costs = [dict(row) for row in connection.execute(select(agent_action_costs)).mappings()]
-        return _pg_url(self._server_url, self._name)
+        url = make_url(_pg_url(self._server_url, self._name))
+        if self._secured:
+            url = url.set(username=TENANT_ROLE, password=TENANT_ROLE)
+        return url.render_as_string(hide_password=False)
 
     def clean(self) -> None:
         try:
@@ -173,9 +180,28 @@ class _Reused:
         ).one()
 
 
+#: An application's role as row security needs it: no superuser, and not allowed to go past the policies.
+TENANT_ROLE = "agentcredits_tenant_role"
+_TENANT_ROLE = (
+    f"DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{TENANT_ROLE}') THEN"
+    f" CREATE ROLE {TENANT_ROLE} LOGIN PASSWORD '{TENANT_ROLE}' NOSUPERUSER NOBYPASSRLS; END IF; END $$",
+    f"GRANT USAGE ON SCHEMA public TO {TENANT_ROLE}",
+    f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {TENANT_ROLE}",
+)
+
+
 @pytest.fixture(scope="session")
 def _reused_postgresql(pg_server_url: str) -> Iterator[_Reused]:
-    reused = _Reused(pg_server_url)
+    # AGENTCREDITS_TEST_ROW_SECURITY=1 runs everything as that role (tests that look at tables with SQL of their own see
+    # nothing then, and fail).
+    reused = _Reused(pg_server_url, secured=os.environ.get("AGENTCREDITS_TEST_ROW_SECURITY") == "1")
+    yield reused
+    reused.drop()
+
+
+@pytest.fixture(scope="session")
+def _reused_secured(pg_server_url: str) -> Iterator[_Reused]:
+    reused = _Reused(pg_server_url, secured=True)
     yield reused
     reused.drop()
 
@@ -187,9 +213,9 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _migrate(url: str) -> None:
+def _migrate(url: str, *, with_row_security: bool | None = None) -> None:
     engine = make_engine(normalise_url(url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="NORMAL")
-    upgrade.upgrade_database(engine)
+    upgrade.upgrade_database(engine, with_row_security=with_row_security)
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -224,6 +250,13 @@ def postgresql_url(_reused_postgresql: _Reused) -> Iterator[str]:
     """An empty migrated PostgreSQL database with the default prices."""
     yield _reused_postgresql.url()
     _reused_postgresql.clean()
+
+
+@pytest.fixture
+def secured_url(_reused_secured: _Reused) -> Iterator[str]:
+    """An empty PostgreSQL database with row security, as a role that its policies bind."""
+    yield _reused_secured.url()
+    _reused_secured.clean()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

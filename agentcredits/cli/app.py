@@ -12,7 +12,7 @@ import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
 
-from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, purge, simulate, usage
+from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, purge, repair, simulate, usage
 from agentcredits.cli.accounts import accounts
 from agentcredits.cli.bulk import bulk
 from agentcredits.cli.costs import costs
@@ -76,6 +76,7 @@ usage.register(app, _LOOK)
 detect.register(app, _LOOK)
 simulate.register(app, _LOOK)
 corrections.register(app, _CREDITS)
+repair.register(app, _CREDITS)
 app.add_typer(reservations, name="reservations", rich_help_panel=_CREDITS)
 app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
 app.add_typer(media, name="media", rich_help_panel=_CREDITS)

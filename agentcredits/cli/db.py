@@ -31,30 +31,47 @@ class DialectName(StrEnum):
 
 
 @db.command("upgrade")
-def upgrade(ctx: typer.Context, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
+def upgrade(
+    ctx: typer.Context,
+    row_security: Annotated[
+        bool | None,
+        typer.Option(
+            "--row-security/--no-row-security",
+            help="PostgreSQL: make the policies that show a transaction one organization's rows only, or take them"
+            " away; left as they are when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Create the schema, or bring it up to date; safe to run again, and by several processes at once.
+
+    With --row-security the application must connect as a role that is no
+    superuser and has no BYPASSRLS; restart it afterwards.
 
     Example: agentcredits db upgrade --database sqlite:///credits.db
     """
     command = begin(ctx, database, as_json)
-    before, after = upgrade_target(command.target)
+    before, after = upgrade_target(command.target, row_security=row_security)
     sentence = (
         f"{command.target.shown} is at {after} already."
         if before == after
         else f"{command.target.shown} is now at {after} (before: {before or 'empty'})."
     )
-    command.out.show(
-        {"database": command.target.shown, "before": before, "revision": after},
-        lambda console: say(console, sentence),
-    )
+    data: dict[str, object] = {"database": command.target.shown, "before": before, "revision": after}
+    if row_security is not None:
+        data["row_security"] = row_security
+        sentence += f" Row security is {'on' if row_security else 'off'}."
+    command.out.show(data, lambda console: say(console, sentence))
 
 
-def upgrade_target(target: Target) -> tuple[str | None, str | None]:
+def upgrade_target(target: Target, *, row_security: bool | None = None) -> tuple[str | None, str | None]:
     """Run the migrations; the revision before and after."""
     with target.engine(create=True) as engine:
         with engine.connect() as connection:
             before = current_revision(connection)
-        upgrade_database(engine)
+        upgrade_database(engine, with_row_security=row_security)
         with engine.connect() as connection:
             return before, current_revision(connection)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from agentcredits.cli.output import count_text, make_facts, say
@@ -20,6 +20,7 @@ from agentcredits.cli.target import Target, begin
 from agentcredits.errors import CreditsError
 from agentcredits.store import tables
 from agentcredits.store.faults import translate
+from agentcredits.store.reports import count_rows
 from agentcredits.store.upgrade import EXPECTED_REVISION, REVISIONS, current_revision, require_schema
 
 _DISTRIBUTIONS = ("agentcredits", "sqlalchemy", "alembic", "psycopg", "crewai")
@@ -98,7 +99,7 @@ def examine(target: Target) -> dict[str, Any]:
             }
             require_schema(connection, url=target.shown)
             for name, table in _COUNTED.items():
-                report["counts"][name] = connection.execute(select(func.count()).select_from(table)).scalar_one()
+                report["counts"][name] = count_rows(connection, table)
     except CreditsError as error:
         problems.append(error.message)
     except SQLAlchemyError as error:

@@ -29,6 +29,7 @@ from agentcredits.cli.parameters import (
     OrganizationArgument,
     parse_time,
 )
+from agentcredits.cli.progress import ledger_progress
 from agentcredits.cli.target import begin
 from agentcredits.model import Balance, CreditGrant, GrantCategory, GrantStatus, VerifyReport
 
@@ -144,14 +145,15 @@ def verify(
 ) -> None:
     """Recompute every counter from the ledger rows and report any difference.
 
-    Reads account by account and changes nothing. Exit code 1 when something
-    differs, 0 when all is clean.
+    Reads account by account, in pages, and changes nothing; charges go on
+    meanwhile. agentcredits repair --dry-run says what would mend it. Exit
+    code 1 when something differs, 0 when all is clean.
 
     Example: agentcredits verify
     """
     command = begin(ctx, database, as_json)
-    with command.target.service() as service:
-        report = service.verify(organization)
+    with command.target.service() as service, ledger_progress(command.out) as progress:
+        report = service.verify(organization, progress=progress)
     command.out.show(verify_data(report), lambda console: show_verify(console, report))
     if not report.ok:
         raise typer.Exit(1)

@@ -52,8 +52,8 @@ def _read(function: Callable[[Connection], T], organization_id: str) -> Generato
     return found
 
 
-def _write(function: Callable[[Connection], T]) -> Generator[Effect, Any, T]:
-    found: T = yield Write(function)
+def _write(function: Callable[[Connection], T], organization_id: str) -> Generator[Effect, Any, T]:
+    found: T = yield Write(function, organization_id)
     return found
 
 
@@ -207,7 +207,7 @@ class Manifest:
         return self.core.run(_read(function, self.organization_id))
 
     def _run_write(self, function: Callable[[Connection], T]) -> T:
-        return self.core.run(_write(function))
+        return self.core.run(_write(function, self.organization_id))
 
     def _not_found(self) -> MediaBatchNotFoundError:
         return MediaBatchNotFoundError(

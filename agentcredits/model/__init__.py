@@ -11,8 +11,12 @@ from agentcredits.model.answers import (
     PlannedAction,
     Quote,
     QuoteLine,
+    RepairChange,
+    RepairRefusal,
+    RepairReport,
     SweepReport,
     VerifyProblem,
+    VerifyProgress,
     VerifyReport,
 )
 from agentcredits.model.limits import Denial, DenialGroup, Limit, LimitCrossing, LimitUsage
@@ -75,6 +79,9 @@ __all__ = [
     "PurgeReport",
     "Quote",
     "QuoteLine",
+    "RepairChange",
+    "RepairRefusal",
+    "RepairReport",
     "ReservationRecord",
     "ReservationState",
     "Scopes",
@@ -86,5 +93,6 @@ __all__ = [
     "UsageLine",
     "UsageReport",
     "VerifyProblem",
+    "VerifyProgress",
     "VerifyReport",
 ]

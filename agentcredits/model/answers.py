@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
@@ -175,6 +176,65 @@ class VerifyReport:
     def ok(self) -> bool:
         """No difference found."""
         return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyProgress:
+    """How far ``verify`` is: the account that it reads, accounts done of all, ledger rows read of those known of."""
+
+    organization_id: str
+    accounts_done: int
+    accounts: int
+    rows_read: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairChange:
+    """One column of a derived counter: what stands there, and what the append-only ledger says.
+
+    ``before`` None: there is no such row of counters; the repair inserts it.
+    """
+
+    organization_id: str
+    table: str
+    key: Mapping[str, str]
+    column: str
+    before: int | bool | str | datetime | None
+    after: int | bool | str | datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepairRefusal:
+    """A difference that was, or would be, left as it is; and why."""
+
+    organization_id: str
+    check: str
+    message: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """The answer of ``repair``: truthy when nothing is left to repair.
+
+    ``changes``: what would be changed (``dry_run``), or was. An account with a refusal is never changed, unless all
+    that is refused are wrong ``balance_after`` of ledger rows (check "chain"), from which nothing is computed.
+    """
+
+    dry_run: bool
+    accounts: int
+    transactions: int
+    changes: tuple[RepairChange, ...] = ()
+    refused: tuple[RepairRefusal, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Every counter equals what its rows say, now."""
+        return not self.refused and (not self.dry_run or not self.changes)
 
     def __bool__(self) -> bool:
         return self.ok

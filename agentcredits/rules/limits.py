@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Protocol
 
 from agentcredits.errors import ConfigurationError, InvalidInputError, LimitNotFoundError
 from agentcredits.ids import new_id
@@ -34,6 +35,23 @@ LIFETIME = str(Window.lifetime())
 
 Place = tuple[LimitScope, str]
 """A scope and the id that an action has in it."""
+
+
+class Scoped(Protocol):
+    """What has scopes: a hold, a ledger row."""
+
+    @property
+    def agent_type(self) -> str | None: ...  # noqa: D102
+    @property
+    def action(self) -> str | None: ...  # noqa: D102
+    @property
+    def project_id(self) -> str | None: ...  # noqa: D102
+    @property
+    def department_id(self) -> str | None: ...  # noqa: D102
+    @property
+    def user_id(self) -> str | None: ...  # noqa: D102
+    @property
+    def run_id(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -74,7 +92,7 @@ def places_of_activity(activity: ops.Activity) -> list[Place]:
     )
 
 
-def places_of_record(record: HoldState | Row) -> list[Place]:
+def places_of_record(record: Scoped) -> list[Place]:
     """The scopes that a hold or ledger row is in."""
     return _places(
         record.agent_type, record.action, record.project_id, record.department_id, record.user_id, record.run_id

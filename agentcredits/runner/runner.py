@@ -30,7 +30,7 @@ from agentcredits.runner.gate import Gate
 from agentcredits.runner.keeper import Keeper
 from agentcredits.runner.lanes import Lanes, release_of
 from agentcredits.runner.pending import Answer, AsyncPending, Pending
-from agentcredits.store import upgrade
+from agentcredits.store import tenancy, upgrade
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import Fault, classify, translate
 from agentcredits.store.posting import decide_all
@@ -109,6 +109,8 @@ class Runner:
         #: A database in memory has one connection for all threads.
         self._one_connection = threading.RLock() if isinstance(engine.pool, StaticPool) else None
         self._ready = False
+        #: Whether PostgreSQL's policies apply to our role.
+        self._row_security = False
         self._closed = False
         self._ready_lock = threading.RLock()
         self._begin_life()
@@ -290,12 +292,13 @@ class Runner:
                     upgrade.upgrade_database(self.engine)
                 with self.engine.connect() as connection:
                     upgrade.require_schema(connection, url=self.engine.url.render_as_string(hide_password=True))
+                    self._row_security = tenancy.is_active(connection)
                 self._ready = True
 
     def _transact_once(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
         self._ensure_ready()
         fresh, attempts.fresh = attempts.fresh, False
-        with self._gate, self._exclusive(), self.engine.connect() as connection:
+        with self._gate, self._exclusive(), self._connect() as connection:
             self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
             decided = decide_all(
                 connection,
@@ -319,7 +322,8 @@ class Runner:
         """Run a read in the calling thread.
 
         Settlements that this process queued in the background for the organization are waited for (a moment), so
-        that a caller reads what it has just done.
+        that a caller reads what it has just done. Under row security the read sees this organization; without one no
+        tenant's rows (see ``tenancy.each``).
         """
         for pending in list(self._background.values()):
             mine = organization_id in (None, pending.operation.organization_id) and pending.settlement
@@ -327,22 +331,29 @@ class Runner:
                 pending.lock.release()
         try:
             try:
-                return self._read_once(function)
+                return self._read_once(function, organization_id)
             except SQLAlchemyError as error:
                 if classify(error) is not Fault.LOST:
                     raise
                 # A pooled connection had been cut in the meantime; a read may simply be done again.
-                return self._read_once(function)
+                return self._read_once(function, organization_id)
         except SQLAlchemyError as error:
             raise translate(error) from error
         finally:
             if self._closed and self._owns_engine:
                 self.engine.dispose()
 
-    def _read_once(self, function: Callable[[Connection], T]) -> T:
+    def _read_once(self, function: Callable[[Connection], T], organization_id: str | None) -> T:
         self._ensure_ready()
-        with self._gate, self._exclusive(), self.engine.connect() as connection:
+        with self._gate, self._exclusive(), self._connect() as connection:
+            tenancy.enter(connection, organization_id)
             return function(connection)
+
+    def _connect(self) -> Connection:
+        connection = self.engine.connect()
+        if self._row_security:
+            tenancy.mark(connection)
+        return connection
 
     async def aread(
         self, function: Callable[[Connection], T], *, organization_id: str | None = None, topic: Hashable = None
@@ -356,8 +367,10 @@ class Runner:
         place = (loop, topic)
         reading: asyncio.Future[T] | None = self._readings.get(place)
         if reading is None:
-            context = contextvars.copy_context()
-            reading = loop.run_in_executor(self._executor(), context.run, lambda: self.read(function))
+            run = contextvars.copy_context().run
+            reading = loop.run_in_executor(
+                self._executor(), run, lambda: self.read(function, organization_id=organization_id)
+            )
             self._readings[place] = reading
             reading.add_done_callback(lambda _: self._readings.pop(place, None))
         # One asker's cancellation must not be the others'.
@@ -384,11 +397,12 @@ class Runner:
                     self._readers = ThreadPoolExecutor(self._limits.posters, thread_name_prefix="agentcredits-reader")
         return self._readers
 
-    def write(self, function: Callable[[Connection], T]) -> T:
-        """Run a write that is no ledger operation (prices) in a transaction of its own."""
+    def write(self, function: Callable[[Connection], T], *, organization_id: str | None = None) -> T:
+        """Run a write that is no ledger operation (prices) in a transaction of its own, for one tenant or none."""
         try:
             self._ensure_ready()
             with self._gate, self._exclusive(), self._begun() as connection:
+                tenancy.enter(connection, organization_id)
                 value = function(connection)
                 connection.commit()
                 return value
@@ -398,7 +412,7 @@ class Runner:
     def _begun(self) -> Connection:
         """A connection in a write transaction; a pooled one that had been cut in the meantime is replaced once."""
         for last in (False, True):
-            connection = self.engine.connect()
+            connection = self._connect()
             try:
                 self.dialect.begin_write(connection, self._limits.lock_timeout_seconds)
             except SQLAlchemyError as error:

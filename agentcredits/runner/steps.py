@@ -48,6 +48,7 @@ class Write:
     """Run a write that is no ledger operation (prices) in a transaction of its own."""
 
     function: Callable[[Connection], Any]
+    organization_id: str | None = None
 
 
 Effect = Post | Settle | Read | Write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -15,9 +15,11 @@ from agentcredits.model import (
     DenialGroup,
     Limit,
     LimitCrossing,
+    RepairReport,
     SweepReport,
     Transaction,
     UsageReport,
+    VerifyProgress,
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
@@ -235,6 +237,24 @@ class SyncOperatorMethods(SyncAccountMethods, SyncUpkeepMethods):
     def verify(
         self,
         organization_id: Id | None = None,
+        *,
+        progress: Callable[[VerifyProgress], object] | None = None,
     ) -> VerifyReport:
-        """Recompute every counter from the rows that it counts and report any difference."""
-        return self._core.run(self._core.verify(organization_id))
+        """Recompute every counter from the rows that it counts and report any difference.
+
+        Blocking form of :meth:`CreditService.verify`: same arguments and report.
+        """
+        return self._core.run(self._core.verify(organization_id, progress=progress))
+
+    def repair(
+        self,
+        organization_id: Id | None = None,
+        *,
+        dry_run: bool = True,
+        progress: Callable[[VerifyProgress], object] | None = None,
+    ) -> RepairReport:
+        """Make derived counters equal to what the append-only ledger says; without ``dry_run=False`` only list how.
+
+        Blocking form of :meth:`CreditService.repair`: same arguments, report and errors.
+        """
+        return self._core.run(self._core.repair(organization_id, dry_run=dry_run, progress=progress))

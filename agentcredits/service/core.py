@@ -20,6 +20,9 @@ from agentcredits.model import (
     PlannedAction,
     Quote,
     QuoteLine,
+    RepairChange,
+    RepairRefusal,
+    RepairReport,
     Scopes,
     SweepReport,
     Transaction,
@@ -28,10 +31,10 @@ from agentcredits.model import (
 )
 from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
-from agentcredits.runner.steps import Read, Steps
+from agentcredits.runner.steps import Read, Steps, Write
 from agentcredits.service import arguments
 from agentcredits.service.upkeep import Upkeep
-from agentcredits.store import queries, verification
+from agentcredits.store import queries, repair, verification
 
 
 class ServiceCore(Upkeep):
@@ -251,18 +254,49 @@ class ServiceCore(Upkeep):
         holds, grants = 0, 0
         unknown: list[str] = []
         for place in due:
-            before: queries.Due = yield Read(partial(queries.due_summary, organization_id=place, clock=self.clock))
+            before: queries.Due = yield Read(
+                partial(queries.due_summary, organization_id=place, clock=self.clock), place
+            )
             yield from self._post(ops.Expire(organization_id=place))
             holds += before.holds
             grants += before.grants
             unknown += before.unknown
         return SweepReport(len(due), holds, grants, tuple(unknown))
 
-    def verify(self, organization_id: object = None) -> Steps[VerifyReport]:
+    def verify(
+        self, organization_id: object = None, *, progress: verification.Progress | None = None
+    ) -> Steps[VerifyReport]:
         """Recompute every counter from the rows and report any difference."""
         owner = None if organization_id is None else scope_id(organization_id, name="organization_id")
-        report: VerifyReport = yield Read(lambda connection: verification.verify(connection, owner), owner)
+        report: VerifyReport = yield Read(lambda connection: verification.verify(connection, owner, progress), owner)
         return report
+
+    def repair(
+        self,
+        organization_id: object = None,
+        *,
+        dry_run: bool = True,
+        progress: verification.Progress | None = None,
+    ) -> Steps[RepairReport]:
+        """Make derived counters equal to what the ledger says, or list what that would take."""
+        owner = None if organization_id is None else scope_id(organization_id, name="organization_id")
+        accounts: list[tuple[str, int]] = yield Read(
+            lambda connection: verification.list_accounts(connection, owner), owner
+        )
+        meter = verification.Meter(accounts, progress)
+        changes: list[RepairChange] = []
+        refused: list[RepairRefusal] = []
+        for place, _ in accounts:
+            step = meter.begin(place)
+            account: verification.AccountVerification = yield Read(
+                partial(repair.examine, organization_id=place, step=step), place
+            )
+            if not account.findings:
+                continue
+            done = repair.plan(account) if dry_run else (yield Write(partial(repair.apply, account=account), place))
+            changes += done.changes
+            refused += done.refused
+        return RepairReport(bool(dry_run), len(accounts), meter.rows_read, tuple(changes), tuple(refused))
 
 
 def _planned(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -15,9 +15,11 @@ from agentcredits.model import (
     DenialGroup,
     Limit,
     LimitCrossing,
+    RepairReport,
     SweepReport,
     Transaction,
     UsageReport,
+    VerifyProgress,
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
@@ -299,6 +301,40 @@ class OperatorMethods(AccountMethods, UpkeepMethods):
     async def verify(
         self,
         organization_id: Id | None = None,
+        *,
+        progress: Callable[[VerifyProgress], object] | None = None,
     ) -> VerifyReport:
-        """Recompute every counter from the rows that it counts and report any difference."""
-        return await self._core.arun(self._core.verify(organization_id))
+        """Recompute every counter from the rows that it counts and report any difference.
+
+        Reads in pages while charges go on; memory does not grow with the ledger. Each account is compared as of one
+        moment. Changes nothing.
+
+        Args:
+            organization_id: Whose account; None: all.
+            progress: Called after every page of ledger rows, in the thread that reads.
+        """
+        return await self._core.arun(self._core.verify(organization_id, progress=progress))
+
+    async def repair(
+        self,
+        organization_id: Id | None = None,
+        *,
+        dry_run: bool = True,
+        progress: Callable[[VerifyProgress], object] | None = None,
+    ) -> RepairReport:
+        """Make derived counters equal to what the append-only ledger says; without ``dry_run=False`` only list how.
+
+        Counters are those of accounts, grants, settled holds, limits, and the usage totals. Ledger rows are never
+        changed. Each account is repaired in one transaction under its lock and compared again in it; when it would not
+        be clean, or something in it cannot be repaired (a missing ledger row), the account is left as it is. A call
+        that was cut short may be made again.
+
+        Args:
+            organization_id: Whose account; None: all.
+            dry_run: Only list the changes.
+            progress: Called after every page of ledger rows, in the thread that reads.
+
+        Raises:
+            StoreUnavailableError: an account was locked for longer than the time-out.
+        """
+        return await self._core.arun(self._core.repair(organization_id, dry_run=dry_run, progress=progress))

@@ -118,9 +118,9 @@ class Doors:
                 return runner.settle(operation)
             case Read(function, organization_id):
                 return runner.read(function, organization_id=organization_id)
-            case Write(function):
+            case Write(function, organization_id):
                 session.refuse_if_locked(self.lease.url, None)
-                return runner.write(function)
+                return runner.write(function, organization_id=organization_id)
 
     async def _aperform(self, effect: Effect) -> Any:
         runner = self.runner

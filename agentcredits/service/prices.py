@@ -105,6 +105,7 @@ class Prices(Doors):
             started, generation = time.monotonic(), self._prices.generation
             known = yield Read(
                 lambda connection: prices.read_candidates(connection, *place, self.clock),
+                organization_id or None,
                 topic=(self._prices, generation, place),
             )
             rows, now = known
@@ -131,7 +132,8 @@ class Prices(Doors):
         entry = _in_utc(PriceEntry(agent_type, action, cost, free, source, as_of, valid_from, valid_until))
         owner = yield from self._owner(organization_id)
         made: ActionCost = yield Write(
-            lambda connection: prices.set_cost(connection, organization_id=owner, entry=entry, clock=self.clock)
+            lambda connection: prices.set_cost(connection, organization_id=owner, entry=entry, clock=self.clock),
+            owner or None,
         )
         self._prices.clear()
         return made
@@ -151,7 +153,8 @@ class Prices(Doors):
         listed = checked_entries(entries)
         owner = yield from self._owner(organization_id)
         changes: tuple[PriceChange, ...] = yield Write(
-            lambda connection: prices.import_costs(connection, organization_id=owner, entries=listed, clock=self.clock)
+            lambda connection: prices.import_costs(connection, organization_id=owner, entries=listed, clock=self.clock),
+            owner or None,
         )
         self._prices.clear()
         return changes
@@ -163,7 +166,8 @@ class Prices(Doors):
         listed = checked_entries(entries)
         owner = "" if organization_id is None else scope_id(organization_id, name="organization_id")
         changes: tuple[PriceChange, ...] = yield Read(
-            lambda connection: prices.diff_costs(connection, organization_id=owner, entries=listed, clock=self.clock)
+            lambda connection: prices.diff_costs(connection, organization_id=owner, entries=listed, clock=self.clock),
+            owner or None,
         )
         return changes
 
@@ -225,7 +229,7 @@ class Prices(Doors):
         """Prices in force or to come: the defaults, and an organization's own."""
         owner = None if organization_id is None else scope_id(organization_id, name="organization_id")
         found: tuple[ActionCost, ...] = yield Read(
-            lambda connection: prices.list_costs(connection, owner, self.clock, all_versions=all_versions)
+            lambda connection: prices.list_costs(connection, owner, self.clock, all_versions=all_versions), owner
         )
         return found
 

@@ -20,6 +20,7 @@ from agentcredits.rules.operations import KeyedOperation, Operation
 from agentcredits.rules.posting import Outcome
 from agentcredits.runner.steps import Effect, Post, Read, Steps, drive
 from agentcredits.service.session_charges import OpenCharges, charges_in
+from agentcredits.store import tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import translate
 from agentcredits.store.posting import post
@@ -145,8 +146,8 @@ def _run_on(core: Doors, steps: Steps[T], target: object, touched: list[OpenChar
         match effect:
             case Post(operation):
                 return _post(core, connection, charges, operation)
-            case Read(function):
-                return _read(connection, function)
+            case Read(function, organization_id):
+                return _read(connection, function, organization_id)
             case _:
                 raise ConfigurationError("only consume and refund can run inside your session.")
 
@@ -157,12 +158,13 @@ def _run_on(core: Doors, steps: Steps[T], target: object, touched: list[OpenChar
         _collecting.reset(token)
 
 
-def _read(connection: Connection, function: Callable[[Connection], T]) -> T:
+def _read(connection: Connection, function: Callable[[Connection], T], organization_id: str | None) -> T:
     try:
         if connection.dialect.name != "postgresql":
             return function(connection)
         # A failed statement must not abort the caller's transaction.
         with connection.begin_nested():
+            tenancy.enter(connection, organization_id)
             return function(connection)
     except SQLAlchemyError as error:
         raise translate(error) from error
@@ -205,4 +207,6 @@ def _charges_of(core: Doors, connection: Connection, session: Session | None) ->
         raise ConfigurationError("session= needs a transaction: this connection is in autocommit mode.")
     if connection.get_transaction() is None:
         connection.begin()
+    if tenancy.is_active(connection):
+        tenancy.mark(connection)
     return charges_in(connection, session, url=core.lease.url, one_writer=dialect.mixes_accounts, runner=core.runner)

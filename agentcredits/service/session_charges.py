@@ -152,7 +152,7 @@ def _is_booked(runner: Runner, credit_event: hooks.CreditEvent) -> bool:
         return False
     place = owner, record_id
     try:
-        return runner.read(lambda connection: is_there(connection, *place))
+        return runner.read(lambda connection: is_there(connection, *place), organization_id=owner)
     except Exception:
         logger.exception("agentcredits: cannot tell whether %s was booked", record_id)
         return False

@@ -198,7 +198,7 @@ class Upkeep(Operators):
                 removed += len(found.old)
             elif found.old:
                 removed += yield Write(
-                    partial(retention.remove, kind=kind, organization_id=owner, before=before, old=found.old)
+                    partial(retention.remove, kind=kind, organization_id=owner, before=before, old=found.old), owner
                 )
             if found.after is None:
                 return removed
@@ -215,7 +215,7 @@ class Upkeep(Operators):
         reservations = yield from self._erase("reservations", erasure.erase_reservations, owner, user)
         # What was settled meanwhile: by now no reservation names the user any more.
         transactions += yield from self._erase("details", erasure.erase_details, owner, user)
-        traces: erasure.Traces = yield Write(partial(erasure.erase_traces, organization_id=owner, user_id=user))
+        traces: erasure.Traces = yield Write(partial(erasure.erase_traces, organization_id=owner, user_id=user), owner)
         return ErasureReport(
             owner,
             user,
@@ -245,7 +245,9 @@ class Upkeep(Operators):
                 owner,
             )
             if ids:
-                erased += yield Write(partial(erase, organization_id=owner, user_id=user, **{_IDS[table_name]: ids}))
+                erased += yield Write(
+                    partial(erase, organization_id=owner, user_id=user, **{_IDS[table_name]: ids}), owner
+                )
         return erased
 
     @staticmethod

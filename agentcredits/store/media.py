@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_into_postgresql
@@ -13,6 +14,7 @@ from agentcredits.clock import Clock
 from agentcredits.rules import breaker
 from agentcredits.rules.breaker import BreakerState
 from agentcredits.rules.state import OPEN_STATES
+from agentcredits.store import tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.media_tables import media_breakers as breakers
 from agentcredits.store.tables import credit_reservations as holds
@@ -124,6 +126,15 @@ def find_by_reference(
 
     One that is open comes before those that are settled (the verdict was told twice, or a reference used again).
     """
+    for found in tenancy.each(connection, organization_id, partial(_find_hold, connection, providers, reference)):
+        if found is not None:
+            return found
+    return None
+
+
+def _find_hold(
+    connection: Connection, providers: Sequence[str], reference: str, organization_id: str | None
+) -> tuple[str, str] | None:
     is_open = case((holds.c.state.in_([state.value for state in OPEN_STATES]), 0), else_=1)
     statement = select(holds.c.organization_id, holds.c.id).where(
         holds.c.provider.in_(providers), holds.c.provider_reference == reference

@@ -26,6 +26,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg as psycopg_
 from sqlalchemy.exc import DBAPIError
 
 from agentcredits.errors import ConfigurationError
+from agentcredits.store import tenancy
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, Opened, RowLike, StoreDialect, Write, on_conflict_add
 from agentcredits.store.faults import READ_ONLY_STATE
@@ -52,6 +53,7 @@ class PostgreSQLDialect(StoreDialect):
     def begin_read(self, connection: Connection) -> None:
         """REPEATABLE READ: READ COMMITTED would give each statement its own moment."""
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        tenancy.apply(connection)
 
     def now(self, connection: Connection) -> datetime:
         """``clock_timestamp()``: ``now()`` would be the transaction's start."""
@@ -68,11 +70,13 @@ class PostgreSQLDialect(StoreDialect):
         account: RowLike | None
         rows: Sequence[RowLike]
         if timeout_seconds is None:
+            tenancy.enter(connection, organization_id)
             account = connection.execute(_ACCOUNT_LOCKED, place).mappings().first()
             rows = connection.execute(_OPEN_GRANTS_AND_CLOCK, place).mappings().all()
         else:
             timed = {**place, "timeout": str(round(timeout_seconds * 1000))}
-            locked, rows = run_raw(connection, (_LOCK_SQL, timed), (_LOADS_SQL, place))
+            tenant = ((tenancy.SET_TENANT_SQL, place),) if tenancy.applies(connection) else ()
+            *_, locked, rows = run_raw(connection, *tenant, (_LOCK_SQL, timed), (_LOADS_SQL, place))
             account = locked[0] if locked else None
         first = rows[0]
         grants = [row for row in rows if row["id"] is not None]

@@ -32,6 +32,7 @@ from agentcredits.model import ActionCost, PriceChange
 from agentcredits.rules.price_entries import PriceEntry
 from agentcredits.rules.price_rules import PriceRule, stored_rule, usable
 from agentcredits.rules.pricing import ANY, DEFAULT_ORGANIZATION, CostRow, choose
+from agentcredits.store import tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import agent_action_costs as costs
 
@@ -84,6 +85,8 @@ def set_cost(connection: Connection, *, organization_id: str, entry: PriceEntry,
     Raises:
         InvalidInputError: the price would end before it starts.
     """
+    if organization_id == DEFAULT_ORGANIZATION:
+        tenancy.write_defaults(connection)
     now = _now(connection, clock)
     start = now if entry.valid_from is None else entry.valid_from
     if entry.valid_until is not None and entry.valid_until <= start:

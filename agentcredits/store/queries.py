@@ -27,10 +27,9 @@ from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.operations import Activity, Operation, Spending
 from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
-from agentcredits.store import loading, records
+from agentcredits.store import loading, records, tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import (
-    credit_accounts,
     credit_grants,
     credit_reservations,
     credit_transaction_details,
@@ -292,7 +291,7 @@ def due_summary(connection: Connection, organization_id: str, clock: Clock | Non
 
 def accounts_due(connection: Connection, clock: Clock | None, organization_id: str | None) -> list[str]:
     """The organizations that have something to be booked."""
-    table = credit_accounts
+    table = tenancy.all_accounts(connection)
     statement = select(table.c.organization_id).where(table.c.next_due_at <= now_of(connection, clock))
     if organization_id is not None:
         statement = statement.where(table.c.organization_id == organization_id)

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, and_, func, select
 
 from agentcredits.clock import Clock
 from agentcredits.rules.simulation import Recorded
-from agentcredits.store import loading, queries, records
-from agentcredits.store.tables import credit_accounts, credit_reservations, credit_transactions
+from agentcredits.store import loading, queries, records, tenancy
+from agentcredits.store.tables import credit_reservations, credit_transactions
 
 _rows = credit_transactions
 
@@ -39,7 +39,7 @@ def moment(connection: Connection, clock: Clock | None) -> datetime:
 
 def accounts_after(connection: Connection, organization_id: str, count: int) -> list[str]:
     """The next organizations that have an account, in the order of their ids."""
-    table = credit_accounts
+    table = tenancy.all_accounts(connection)
     statement = select(table.c.organization_id).where(table.c.organization_id > organization_id)
     return list(connection.execute(statement.order_by(table.c.organization_id).limit(count)).scalars())
 

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, and_, case, func, or_, select
+from sqlalchemy import Connection, Select, Table, and_, case, func, or_, select
 
 from agentcredits.clock import Clock
 from agentcredits.model import Denial, DenialGroup, Limit, LimitCrossing, LimitScope, UsageLine
 from agentcredits.rules import limits as limit_rules
 from agentcredits.rules import refusals
 from agentcredits.rules.state import LimitState, UsageState
-from agentcredits.store import limit_records, loading, queries
+from agentcredits.store import limit_records, loading, queries, tenancy
+from agentcredits.store.ledger_pages import stream
 from agentcredits.store.tables import (
     credit_denials,
     credit_limit_crossings,
@@ -218,10 +219,19 @@ def list_denials(
     limit: int,
 ) -> tuple[Denial, ...]:
     """Would-be refusals, newest first."""
+    found: list[Denial] = []
+    for some in tenancy.each(
+        connection, organization_id, lambda place: _newest_denials(connection, _denials(place, since, until), limit)
+    ):
+        found += some
+    return tuple(sorted(found, key=lambda denial: (denial.created_at, denial.id), reverse=True)[:limit])
+
+
+def _newest_denials(connection: Connection, wanted: list[Any], limit: int) -> list[Denial]:
     table = credit_denials
-    statement = select(table).where(*_denials(organization_id, since, until))
-    statement = statement.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
-    return tuple(limit_records.read_denial(row) for row in connection.execute(statement).mappings())
+    order = (table.c.created_at.desc(), table.c.id.desc())
+    statement = select(table).where(*wanted).order_by(*order).limit(limit)
+    return [limit_records.read_denial(row) for row in connection.execute(statement).mappings()]
 
 
 def has_denial(connection: Connection, organization_id: str, denial_id: str) -> bool:
@@ -235,6 +245,15 @@ def observe_report(
     connection: Connection, organization_id: str | None, *, since: datetime | None, until: datetime | None
 ) -> tuple[DenialGroup, ...]:
     """Would-be refusals counted, the most frequent first."""
+    found: list[DenialGroup] = []
+    for some in tenancy.each(
+        connection, organization_id, lambda place: _denial_groups(connection, _denials(place, since, until))
+    ):
+        found += some
+    return tuple(sorted(found, key=lambda group: -group.count))
+
+
+def _denial_groups(connection: Connection, wanted: list[Any]) -> list[DenialGroup]:
     table = credit_denials
     place = (table.c.organization_id, table.c.reason, table.c.limit_source, table.c.agent_type, table.c.action)
     statement = (
@@ -245,11 +264,11 @@ def observe_report(
             func.min(table.c.created_at).label("first_at"),
             func.max(table.c.created_at).label("last_at"),
         )
-        .where(*_denials(organization_id, since, until))
+        .where(*wanted)
         .group_by(*place)
         .order_by(func.count().desc(), *place)
     )
-    return tuple(
+    return [
         DenialGroup(
             organization_id=row.organization_id,
             reason=row.reason,
@@ -262,7 +281,24 @@ def observe_report(
             last_at=row.last_at,
         )
         for row in connection.execute(statement)
-    )
+    ]
+
+
+# -- the whole database ------------------------------------------------------------------------------------------
+
+
+def count_rows(connection: Connection, table: Table) -> int:
+    """How many rows of all organizations, and of none, a tenant table has."""
+    if tenancy.is_active(connection):
+        tenancy.mark(connection)
+    owner = table.c.organization_id
+    counted = select(func.count()).select_from(table)
+
+    def count(place: str | None) -> int:
+        return int(connection.execute(counted if place is None else counted.where(owner == place)).scalar_one())
+
+    defaults = count("") if tenancy.applies(connection) else 0
+    return defaults + sum(tenancy.each(connection, None, count))
 
 
 # -- keys --------------------------------------------------------------------------------------------------------
@@ -270,9 +306,12 @@ def observe_report(
 
 def keys_from(connection: Connection, kind: str, prefix: str) -> Iterator[tuple[str, str]]:
     """Idempotency keys of a kind that begin so (on SQLite in any case), with their organizations; looks at all keys."""
+    if tenancy.is_active(connection):
+        tenancy.mark(connection)
     table = idempotency_keys
     statement = select(table.c.key, table.c.organization_id).where(
         table.c.kind == kind, table.c.key.startswith(prefix, autoescape=True)
     )
-    for row in connection.execution_options(yield_per=1_000).execute(statement):
-        yield row.key, row.organization_id
+    for rows in tenancy.each(connection, None, lambda _place: stream(connection, statement)):
+        for row in rows:
+            yield row.key, row.organization_id

@@ -24,14 +24,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateIndex, DefaultClause
 
+from agentcredits.store import row_security
 from agentcredits.store.tables import metadata, trigger_statements
+from agentcredits.store.tenancy import ACCOUNTS_FUNCTION
 
 
 def check_schema(connection: Connection) -> list[str]:
     """One sentence for each difference between the declared and the live schema; empty when there is none.
 
     Compares tables, columns (type, nullability, default), keys, indexes, uniques, CHECKs, foreign keys and triggers.
-    A host application's own tables are not looked at.
+    Where row security was switched on, its policies too. A host application's own tables are not looked at.
     """
     inspector = inspect(connection)
     present = set(inspector.get_table_names())
@@ -43,6 +45,8 @@ def check_schema(connection: Connection) -> list[str]:
         for kind, declared, live in _aspects(table, inspector, connection.dialect):
             problems += [f"table {table.name}: {words}" for words in _differences(kind, declared, live)]
     problems += _differences("trigger", _declared_triggers(connection.dialect.name), _live_triggers(connection))
+    if row_security.is_on(connection):
+        problems += _differences("policy", _declared_policies(connection), _live_policies(connection))
     return problems
 
 
@@ -230,3 +234,46 @@ def _trigger(match: re.Match[str], body: str) -> str:
         f"{match['time']} {events} ON {match['table']} FOR EACH {match['level']}"
         f" EXECUTE {match['function']}: {' '.join(body.split())}"
     )
+
+
+# -- row security ------------------------------------------------------------------------------------------------
+
+
+def _declared_policies(connection: Connection) -> Facts:
+    facts = dict.fromkeys(row_security.TABLES, "ENABLED, FORCED")
+    function = f"{ACCOUNTS_FUNCTION}()"
+    owner = connection.execute(
+        text("SELECT pg_get_userbyid(proowner) FROM pg_proc WHERE oid = to_regprocedure(:name)"), {"name": function}
+    ).scalar()
+    for table in row_security.TABLES:
+        for name, policy in row_security.policies(table).items():
+            check = "" if policy.command == "SELECT" else policy.condition
+            role = str(owner) if policy.owner else "public"
+            facts[f"{table}.{name}"] = _policy("PERMISSIVE", policy.command, role, policy.condition, check)
+    return facts
+
+
+def _live_policies(connection: Connection) -> Facts:
+    names = {"tables": list(row_security.TABLES)}
+    facts = {}
+    for table, enabled, forced in connection.execute(
+        text(
+            "SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class"
+            " WHERE relnamespace = current_schema()::regnamespace AND relname = ANY(:tables)"
+        ),
+        names,
+    ):
+        facts[table] = f"{'ENABLED' if enabled else 'disabled'}, {'FORCED' if forced else 'not forced'}"
+    for table, name, kind, roles, command, using, check in connection.execute(
+        text(
+            "SELECT tablename, policyname, permissive, array_to_string(roles, ', '), cmd, qual, with_check"
+            " FROM pg_policies WHERE schemaname = current_schema() AND tablename = ANY(:tables)"
+        ),
+        names,
+    ):
+        facts[f"{table}.{name}"] = _policy(kind, command, roles, using or "", check or "")
+    return facts
+
+
+def _policy(kind: str, command: str, roles: str, using: str, check: str) -> str:
+    return f"{kind} FOR {command} TO {roles} USING {_canonical(using)} CHECK {_canonical(check)}"

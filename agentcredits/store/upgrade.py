@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, Engine, column, inspect, select, table
 
 from agentcredits.errors import ConfigurationError, SchemaError
+from agentcredits.store import row_security
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.schema_check import check_schema
 from agentcredits.store.tables import VERSION_TABLE, metadata
+from agentcredits.store.tenancy import ACCOUNTS_FUNCTION
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -116,18 +118,32 @@ def upgrade(connection: Connection) -> None:
     revision = current_revision(connection)
     if revision is not None and revision not in REVISIONS:
         raise _schema_error(revision, REVISIONS, connection.engine.url.render_as_string(hide_password=True))
+    # Under its own policies a migration would see no rows to bring along.
+    secured = revision != EXPECTED_REVISION and row_security.is_on(connection)
+    if secured:
+        row_security.disable(connection)
     _run(_configuration({"connection": connection, RESTORE_TRIGGERS: True}))
+    if secured:
+        row_security.enable(connection)
 
 
-def upgrade_database(engine: Engine) -> None:
+def upgrade_database(engine: Engine, *, with_row_security: bool | None = None) -> None:
     """Run all migrations that are missing, in one transaction; safe to call from several processes at once.
+
+    Args:
+        engine: The database.
+        with_row_security: PostgreSQL's policies: True makes them, False takes them away, None leaves them as they are.
 
     Raises:
         SchemaError: a newer agentcredits upgraded this database.
+        ConfigurationError: row security was asked for on SQLite; nothing was changed.
         sqlalchemy.exc.OperationalError: the lock was not free within ``LOCK_TIMEOUT_SECONDS``; nothing was changed.
     """
     with migration_transaction(engine) as connection:
         upgrade(connection)
+        if with_row_security is not None:
+            change = row_security.enable if with_row_security else row_security.disable
+            change(connection)
 
 
 @contextmanager
@@ -183,6 +199,7 @@ def drop_everything(connection: Connection) -> None:
     connection.exec_driver_sql(f"DROP TABLE IF EXISTS {VERSION_TABLE}")
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("DROP FUNCTION IF EXISTS agentcredits_refuse_change()")
+        connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {ACCOUNTS_FUNCTION}()")
 
 
 def upgrade_sql(dialect_name: str) -> str:

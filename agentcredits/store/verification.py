@@ -1,55 +1,108 @@
 """Verify: recompute every counter from the rows that it counts, account by account, and report any difference.
 
-The sums are made by the database, so the memory needed does not grow with the ledger.
+The ledger is read in pages while charges go on; then one snapshot of the account reads the few rows that came meanwhile
+and all counters. Memory does not grow with the ledger, and no read lasts long (a long one would keep SQLite's log from
+being written back).
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
 
-from sqlalchemy import Connection, and_, case, func, literal_column, select
+from sqlalchemy import Connection, and_, func, literal_column, or_, select
 
 from agentcredits.amounts import from_micros
-from agentcredits.model import VerifyProblem, VerifyReport
+from agentcredits.model import GrantStatus, VerifyProblem, VerifyProgress, VerifyReport
+from agentcredits.rules import burn_down
 from agentcredits.rules.entries import next_event
-from agentcredits.rules.state import OPEN_STATES
-from agentcredits.store import debt_verification, limit_verification, records
-from agentcredits.store.dialects import dialect_of
+from agentcredits.rules.recount import AccountRecount, Break, Entry, GrantSums, LimitRecount, Marks, UsageRecount
+from agentcredits.rules.state import OPEN_STATES, GrantState, HoldState
+from agentcredits.store import limit_verification, loading, records, tenancy, usage_verification
+from agentcredits.store.dialects import RowLike, dialect_of
+from agentcredits.store.findings import MAX_EXAMPLES, Change, Finding, Findings
+from agentcredits.store.ledger_pages import entries_after, parts_between, ranges, stream, within
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
     credit_reservations,
-    credit_transaction_allocations,
     credit_transactions,
     idempotency_keys,
 )
 
 _OPEN = [state.value for state in OPEN_STATES]
-MAX_EXAMPLES = 20
+
+Step = Callable[[int], object]
+"""Told how many ledger rows were read since it was told last."""
 
 
-def verify(connection: Connection, organization_id: str | None) -> VerifyReport:
-    """Check one account, or all; each is read as of one moment."""
-    statement = select(credit_accounts.c.organization_id).order_by(credit_accounts.c.organization_id)
-    if organization_id is not None:
-        statement = statement.where(credit_accounts.c.organization_id == organization_id)
-    accounts = list(connection.execute(statement).scalars())
+Progress = Callable[[VerifyProgress], object]
+
+
+def verify(connection: Connection, organization_id: str | None, progress: Progress | None = None) -> VerifyReport:
+    """Check one account, or all; each is read as of one moment.
+
+    Args:
+        connection: Where to read; its transaction is ended.
+        organization_id: Whose; None: all.
+        progress: Told after every page of the ledger.
+    """
+    accounts = list_accounts(connection, organization_id)
+    meter = Meter(accounts, progress)
     problems: list[VerifyProblem] = []
-    transactions = 0
-    dialect = dialect_of(connection)
-    for place in accounts:
-        # One moment for each account, not one for all: a long read would keep SQLite's log from being written back.
+    for place, _ in accounts:
+        account = AccountVerification(place)
+        step = meter.begin(place)
+        account.walk(connection, step)
         connection.rollback()
-        dialect.begin_read(connection)
-        checked, found = _verify_account(connection, place)
-        transactions += checked
-        problems += found
+        dialect_of(connection).begin_read(connection)
+        account.finish(connection, step)
+        problems += account.problems
     connection.rollback()
-    problems += _strays(connection, organization_id)
-    return VerifyReport(len(accounts), transactions, tuple(problems))
+    if not tenancy.applies(connection):
+        # Under row security nobody sees them; foreign keys keep them out.
+        problems += _strays(connection, organization_id)
+    return VerifyReport(len(accounts), meter.rows_read, tuple(problems))
+
+
+class Meter:
+    """Counts accounts and rows, and tells how far it is.
+
+    Args:
+        accounts: Those that will be read, and how many rows each has.
+        progress: Told after every page.
+    """
+
+    def __init__(self, accounts: Sequence[tuple[str, int]], progress: Progress | None) -> None:
+        self.rows_read = 0
+        self._accounts = len(accounts)
+        self._rows = sum(rows for _, rows in accounts)
+        self._begun = 0
+        self._progress = progress
+
+    def begin(self, organization_id: str) -> Step:
+        """The next account: what its reading is to call."""
+        done, self._begun = self._begun, self._begun + 1
+
+        def step(rows: int) -> None:
+            self.rows_read += rows
+            if self._progress is not None:
+                total = max(self._rows, self.rows_read)
+                self._progress(VerifyProgress(organization_id, done, self._accounts, self.rows_read, total))
+
+        return step
+
+
+def list_accounts(connection: Connection, organization_id: str | None) -> list[tuple[str, int]]:
+    """The accounts (or the one) and how many ledger rows each has."""
+    table = tenancy.all_accounts(connection)
+    statement = select(table.c.organization_id, table.c.last_seq).order_by(table.c.organization_id)
+    if organization_id is not None:
+        statement = statement.where(table.c.organization_id == organization_id)
+    return [(row.organization_id, row.last_seq) for row in connection.execute(statement)]
 
 
 def _strays(connection: Connection, organization_id: str | None) -> list[VerifyProblem]:
@@ -67,263 +120,372 @@ def _strays(connection: Connection, organization_id: str | None) -> list[VerifyP
     return problems
 
 
-def _verify_account(connection: Connection, organization_id: str) -> tuple[int, list[VerifyProblem]]:
-    account = (
-        connection.execute(select(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
-        .mappings()
-        .one()
-    )
-    ledger = _ledger_sums(connection, organization_id)
-    held, open_holds = _open_holds(connection, organization_id)
-    grants = list(
-        connection.execute(select(credit_grants).where(credit_grants.c.organization_id == organization_id)).mappings()
-    )
-    problems = [
-        VerifyProblem(organization_id, check, message)
-        for check, message in (
-            *_check_account(account, ledger, held, grants),
-            *_check_grants(connection, organization_id, grants, open_holds),
-            *debt_verification.check_debt(connection, account, grants),
-            *_check_chain(connection, organization_id),
-            *_check_allocations(connection, organization_id),
-            *_check_refunds(connection, organization_id),
-            *_check_settlements(connection, organization_id),
-            *_check_keys(connection, organization_id),
-            *_check_due(account, grants, open_holds),
-            *limit_verification.check_limits(connection, organization_id, account["last_posted_at"]),
-            *limit_verification.check_usage(connection, organization_id),
-        )
-    ]
-    return int(ledger["rows"]), problems
+@dataclass(slots=True)
+class _Holds:
+    """What the open holds of an account add up to."""
+
+    reserved: int = 0
+    of_grants: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    of_limits: dict[tuple[str, str], int] = field(default_factory=dict)
+    next_due_at: datetime | None = None
 
 
-def _ledger_sums(connection: Connection, organization_id: str) -> dict[str, int]:
-    table = credit_transactions
+class AccountVerification:
+    """The recomputation of one account: ``walk`` its rows, then ``finish`` in a transaction that sees one moment.
 
-    def total(*types: str) -> Any:
-        return func.coalesce(func.sum(case((table.c.type.in_(types), table.c.amount_micros), else_=0)), 0)
+    ``finish`` may be called again in the same transaction: it compares anew with what the walk found.
 
-    row = connection.execute(
-        select(
-            func.count().label("rows"),
-            func.coalesce(func.min(table.c.seq), 0).label("first"),
-            func.coalesce(func.max(table.c.seq), 0).label("last"),
-            total("debit", "refund").label("spent"),
-            total("expire").label("expired"),
-            func.coalesce(func.sum(table.c.amount_micros), 0).label("balance"),
-        ).where(table.c.organization_id == organization_id)
-    ).one()
-    return {name: int(value) for name, value in row._mapping.items()}
+    Args:
+        organization_id: Whose.
+        most: Findings of each check that are kept; None: all.
+    """
 
+    def __init__(self, organization_id: str, *, most: int | None = MAX_EXAMPLES) -> None:
+        self.organization_id = organization_id
+        self._most = most
+        self._ledger = AccountRecount()
+        self._usage = UsageRecount()
+        self._usage_checked_to = ""
+        self._limits: LimitRecount | None = None
+        self._marks = Marks()
+        #: Findings of what is read page by page, and of the last ``finish``.
+        self._walked = Findings(most)
+        self._finished = Findings(most)
 
-def _open_holds(connection: Connection, organization_id: str) -> tuple[int, list[Any]]:
-    table = credit_reservations
-    rows = list(
-        connection.execute(
-            select(table.c.id, table.c.amount_micros, table.c.allocations, table.c.expires_at).where(
-                table.c.organization_id == organization_id, table.c.state.in_(_OPEN)
-            )
-        )
-    )
-    return sum(row.amount_micros for row in rows), rows
+    @property
+    def findings(self) -> list[Finding]:
+        """Every difference found."""
+        return [*self._finished.found, *self._walked.found]
 
+    @property
+    def counter_findings(self) -> list[Finding]:
+        """What the last ``finish`` found."""
+        return self._finished.found
 
-def _differ(name: str, stored: int, recomputed: int) -> Iterator[tuple[str, str]]:
-    if stored != recomputed:
-        yield name, f"{name} is {from_micros(stored):f}, its rows say {from_micros(recomputed):f}"
+    @property
+    def problems(self) -> list[VerifyProblem]:
+        """The differences as they are reported."""
+        return [VerifyProblem(self.organization_id, one.check, one.message) for one in self.findings]
 
+    # -- the rows --------------------------------------------------------------------------------------------
 
-def _check_account(account: Any, ledger: dict[str, int], held: int, grants: list[Any]) -> Iterator[tuple[str, str]]:
-    scheduled = sum(grant["amount_micros"] for grant in grants if grant["status"] == "scheduled")
-    yield from _differ("granted", account["granted_micros"], sum(grant["amount_micros"] for grant in grants))
-    yield from _differ("scheduled", account["scheduled_micros"], scheduled)
-    yield from _differ("spent", account["spent_micros"], -ledger["spent"])
-    yield from _differ("reserved", account["reserved_micros"], held)
-    yield from _differ("expired", account["expired_micros"], -ledger["expired"])
-    yield from _differ("voided", account["voided_micros"], sum(grant["voided_micros"] for grant in grants))
-    balance = account["granted_micros"] - account["spent_micros"] - account["expired_micros"] - account["voided_micros"]
-    yield from _differ("balance", balance, ledger["balance"])
-    if account["last_seq"] != ledger["last"] or ledger["last"] != ledger["rows"]:
-        yield "seq", f"last_seq is {account['last_seq']}, the ledger has {ledger['rows']} rows up to {ledger['last']}"
+    def walk(self, connection: Connection, step: Step) -> None:
+        """Read what can be read page by page: ledger rows, settled holds, keys."""
+        tenancy.enter(connection, self.organization_id)
+        account = loading.load_account(connection, self.organization_id)
+        if account is not None:
+            now = account.last_posted_at
+            self._limits = limit_verification.load_recount(connection, self.organization_id, now)
+        tenancy.renew(connection)
+        self._read_rows(connection, step, between=lambda: tenancy.renew(connection))
+        self._walked.add(_check_settlements(connection, self.organization_id))
+        self._walked.add(_check_keys(connection, self.organization_id))
 
+    def _read_rows(self, connection: Connection, step: Step, between: Callable[[], object] = lambda: None) -> None:
+        while True:
+            after = self._ledger.last_seq
+            page = entries_after(connection, self.organization_id, after)
+            if not page:
+                return
+            self._read_page(connection, page, after)
+            between()
+            step(len(page))
 
-def _check_grants(
-    connection: Connection, organization_id: str, grants: list[Any], open_holds: list[Any]
-) -> Iterator[tuple[str, str]]:
-    moved: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    rows, parts = credit_transactions, credit_transaction_allocations
-    taken_from_grant = rows.c.amount_micros < literal_column("0")
-    for row in connection.execute(
-        select(parts.c.grant_id, rows.c.type, taken_from_grant, func.sum(parts.c.amount_micros))
-        .select_from(
-            parts.join(
-                rows,
-                and_(
-                    rows.c.organization_id == parts.c.organization_id,
-                    rows.c.id == parts.c.transaction_id,
-                ),
-            )
-        )
-        .where(
-            parts.c.organization_id == organization_id,
-            parts.c.grant_id.is_not(None),
-            ~debt_verification.IS_TRANSFER,
-        )
-        .group_by(parts.c.grant_id, rows.c.type, taken_from_grant)
-    ):
-        grant_id, kind, taken, amount = row
-        moved[str(grant_id)][f"{kind}-" if taken else str(kind)] += int(amount)
-    held: dict[str, int] = defaultdict(int)
-    for hold in open_holds:
-        parts_of_hold = json.loads(hold.allocations)
-        if sum(amount for _, amount in parts_of_hold) != hold.amount_micros:
-            yield "hold", f"the allocations of reservation {hold.id} do not add up to what it holds"
-        for grant_id, amount in parts_of_hold:
-            held[grant_id] += amount
-    repaid = debt_verification.repaid(connection, organization_id)
-    known = {grant["id"] for grant in grants}
-    for stray in (moved.keys() | held.keys() | repaid.keys()) - known:
-        yield "grant", f"rows name grant {stray}, which does not exist"
-    for grant in grants:
-        sums = moved[grant["id"]]
-        granted = sums["purchase"] + sums["credit"] + sums["adjust"]
-        name = f"grant {grant['id']}"
-        for part, stored, recomputed in (
-            ("amount", grant["amount_micros"], granted),
-            ("spent", grant["spent_micros"], sums["debit-"] - sums["refund"] + repaid[grant["id"]]),
-            ("repaid", grant["repaid_micros"], repaid[grant["id"]]),
-            ("expired", grant["expired_micros"], sums["expire-"]),
-            ("voided", grant["voided_micros"], sums["adjust-"]),
-            ("held", grant["held_micros"], held[grant["id"]]),
-        ):
-            if stored != recomputed:
-                yield (
-                    "grant",
-                    f"{part} of {name} is {from_micros(stored):f}, its rows say {from_micros(recomputed):f}",
+    def _read_page(self, connection: Connection, page: list[Entry], after: int) -> None:
+        organization_id, ledger, limits = self.organization_id, self._ledger, self._limits
+        for row in page:
+            before = ledger.last_seq
+            broken = ledger.add(row)
+            if broken is not None:
+                message = f"row {row.seq} does not follow from row {before}"
+                self._walked.add([Finding("chain", message, blocks=broken is not Break.BALANCE)])
+            closed = self._usage.add(row)
+            if closed is not None:
+                self._walked.add(
+                    usage_verification.check_days(connection, organization_id, self._usage_checked_to, *closed)
                 )
-        if bool(grant["is_open"]) != records.read_grant(grant).is_open:
-            yield "grant", f"{name} is marked {'open' if grant['is_open'] else 'closed'} and is not"
+                self._usage_checked_to = closed[0]
+            if limits is not None:
+                limits.add(row)
+        last = page[-1]
+        self._marks.add(last.created_at, last.seq)
+        self._read_parts(connection, {row.seq: row for row in page}, after, last.seq)
+        if any(row.type == "refund" for row in page):
+            self._walked.add(_check_refunds(connection, organization_id, after, last.seq))
 
-
-def _check_chain(connection: Connection, organization_id: str) -> Iterator[tuple[str, str]]:
-    table = credit_transactions
-    chain = (
-        select(
-            table.c.seq,
-            table.c.amount_micros,
-            table.c.balance_after_micros,
-            func.coalesce(func.lag(table.c.seq).over(order_by=table.c.seq), 0).label("seq_before"),
-            func.coalesce(func.lag(table.c.balance_after_micros).over(order_by=table.c.seq), 0).label("balance_before"),
-            func.lag(table.c.created_at).over(order_by=table.c.seq).label("created_before"),
-            table.c.created_at,
+    def _read_parts(self, connection: Connection, page: dict[int, Entry], after: int, up_to: int) -> None:
+        sums = dict.fromkeys(page, 0)
+        transfers: dict[int, list[tuple[str | None, int]]] = {seq: [] for seq, row in page.items() if row.is_transfer}
+        for seq, position, grant_id, amount in parts_between(connection, self.organization_id, after, up_to):
+            self._ledger.add_part(page[seq], position, grant_id, amount)
+            if seq in transfers:
+                transfers[seq].append((grant_id, amount))
+            else:
+                sums[seq] += amount
+        self._walked.add(
+            Finding("allocations", f"the allocations of row {seq} do not add up to its amount")
+            for seq, amount in sums.items()
+            if amount != abs(page[seq].amount_micros)
         )
-        .where(table.c.organization_id == organization_id)
-        .subquery()
-    )
-    for row in connection.execute(
-        select(chain)
-        .where(
-            (chain.c.seq != chain.c.seq_before + 1)
-            | (chain.c.balance_after_micros != chain.c.balance_before + chain.c.amount_micros)
-            | (chain.c.created_at < chain.c.created_before)
+        self._walked.add(
+            Finding("debt", f"row {seq} does not move one amount between a grant and the debt")
+            for seq, parts in transfers.items()
+            if not _is_whole(parts)
         )
-        .order_by(chain.c.seq)
-        .limit(MAX_EXAMPLES)
-    ):
-        yield "chain", f"row {row.seq} does not follow from row {row.seq_before}"
 
+    # -- the counters ----------------------------------------------------------------------------------------
 
-def _check_allocations(connection: Connection, organization_id: str) -> Iterator[tuple[str, str]]:
-    rows, parts = credit_transactions, credit_transaction_allocations
-    sums = (
-        select(parts.c.transaction_id, func.sum(parts.c.amount_micros).label("amount"))
-        .where(parts.c.organization_id == organization_id)
-        .group_by(parts.c.transaction_id)
-        .subquery()
-    )
-    for row in connection.execute(
-        select(rows.c.seq)
-        .select_from(rows.outerjoin(sums, sums.c.transaction_id == rows.c.id))
-        .where(
-            rows.c.organization_id == organization_id,
-            ~debt_verification.IS_TRANSFER,
-            func.coalesce(sums.c.amount, 0) != func.abs(rows.c.amount_micros),
+    def finish(self, connection: Connection, step: Step = lambda _rows: None) -> None:
+        """Read the rows that came meanwhile, and compare every counter. The transaction must see one moment."""
+        organization_id = self.organization_id
+        self._read_rows(connection, step)
+        account = (
+            connection.execute(select(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
+            .mappings()
+            .one()
         )
-        .order_by(rows.c.seq)
-        .limit(MAX_EXAMPLES)
-    ):
-        yield "allocations", f"the allocations of row {row.seq} do not add up to its amount"
-
-
-def _check_refunds(connection: Connection, organization_id: str) -> Iterator[tuple[str, str]]:
-    table = credit_transactions
-    charge = table.alias("charge")
-    refunds = (
-        select(table.c.refund_of, func.sum(table.c.amount_micros).label("amount"))
-        .where(table.c.organization_id == organization_id, table.c.refund_of.is_not(None))
-        .group_by(table.c.refund_of)
-        .subquery()
-    )
-    for row in connection.execute(
-        select(refunds.c.refund_of)
-        .select_from(
-            refunds.outerjoin(
-                charge, and_(charge.c.organization_id == organization_id, charge.c.id == refunds.c.refund_of)
+        found = self._finished = Findings(self._most)
+        limits = limit_verification.load_limits(connection, organization_id)
+        holds = _Holds()
+        found.add(_read_open_holds(connection, organization_id, limits, holds))
+        scheduled = _Scheduled(holds.next_due_at)
+        of_grants = list(
+            self._check_grants(connection, holds, scheduled, account["last_posted_at"], account["overdrawn_micros"])
+        )
+        found.add(self._check_account(account, holds, scheduled))
+        found.add(of_grants)
+        if self._limits is not None:
+            found.add(
+                limit_verification.check_limits(
+                    connection,
+                    organization_id,
+                    limits,
+                    self._limits,
+                    self._marks,
+                    holds.of_limits,
+                    account["last_posted_at"],
+                )
+            )
+        found.add(
+            usage_verification.check_days(
+                connection, organization_id, self._usage_checked_to, self._usage.day, self._usage.lines, to_the_end=True
             )
         )
-        .where(charge.c.id.is_(None) | (refunds.c.amount > -charge.c.amount_micros))
-        .limit(MAX_EXAMPLES)
-    ):
-        yield "refunds", f"the refunds of transaction {row.refund_of} are larger than its charge"
+
+    def _check_account(self, account: RowLike, holds: _Holds, scheduled: _Scheduled) -> Iterator[Finding]:
+        ledger = self._ledger
+        for name, column, expected in (
+            ("granted", "granted_micros", ledger.granted),
+            ("scheduled", "scheduled_micros", scheduled.micros),
+            ("spent", "spent_micros", ledger.spent),
+            ("reserved", "reserved_micros", holds.reserved),
+            ("expired", "expired_micros", ledger.expired),
+            ("voided", "voided_micros", ledger.voided),
+            ("debt", "overdrawn_micros", ledger.debt),
+        ):
+            stored = account[column]
+            if stored != expected:
+                message = f"{name} is {from_micros(stored):f}, its rows say {from_micros(expected):f}"
+                yield Finding(name, message, (self._account_change(column, stored, expected),))
+        if account["last_seq"] != ledger.last_seq or not ledger.is_gapless:
+            change = self._account_change("last_seq", account["last_seq"], ledger.last_seq)
+            yield Finding(
+                "seq",
+                f"last_seq is {account['last_seq']}, the ledger has {ledger.rows} rows up to {ledger.last_seq}",
+                (change,) if ledger.is_gapless else (),
+            )
+        due, stored_due = scheduled.next_due_at, account["next_due_at"]
+        if due is not None and (stored_due is None or stored_due > due):
+            yield Finding(
+                "due",
+                f"next_due_at is {stored_due}, but something falls due at {due}",
+                (self._account_change("next_due_at", stored_due, due),),
+            )
+
+    def _account_change(self, column: str, before: Any, after: Any) -> Change:
+        return Change(credit_accounts, {"organization_id": self.organization_id}, column, before, after)
+
+    def _check_grants(
+        self, connection: Connection, holds: _Holds, scheduled: _Scheduled, as_of: datetime, debt: int
+    ) -> Iterator[Finding]:
+        table = credit_grants
+        strays = self._ledger.grants.keys() | holds.of_grants.keys()
+        for row in stream(connection, select(table).where(table.c.organization_id == self.organization_id)):
+            stored = records.read_grant(row._mapping)
+            strays.discard(stored.id)
+            sums = self._ledger.grants.get(stored.id, _NOTHING)
+            expected = replace(
+                stored,
+                amount_micros=sums.amount,
+                spent_micros=sums.spent,
+                expired_micros=sums.expired,
+                voided_micros=sums.voided,
+                repaid_micros=sums.repaid,
+                held_micros=holds.of_grants.get(stored.id, 0),
+            )
+            scheduled.add(expected)
+            yield from self._check_grant(stored, expected, is_open=bool(row.is_open), as_of=as_of)
+            if debt > 0 and burn_down.usable([stored], as_of):
+                message = f"there is a debt of {from_micros(debt):f} and grant {stored.id} has credits left to pay it"
+                yield Finding("debt", message)
+        for stray in sorted(strays):
+            yield Finding("grant", f"rows name grant {stray}, which does not exist")
+
+    def _check_grant(
+        self, stored: GrantState, expected: GrantState, *, is_open: bool, as_of: datetime
+    ) -> Iterator[Finding]:
+        key = {"organization_id": self.organization_id, "id": stored.id}
+        name = f"grant {stored.id}"
+        for part in ("amount", "spent", "expired", "voided", "held", "repaid"):
+            before, after = getattr(stored, f"{part}_micros"), getattr(expected, f"{part}_micros")
+            if before != after:
+                message = f"{part} of {name} is {from_micros(before):f}, its rows say {from_micros(after):f}"
+                yield Finding("grant", message, (Change(credit_grants, key, f"{part}_micros", before, after),))
+        if is_open != expected.is_open:
+            message = f"{name} is marked {'open' if is_open else 'closed'} and is not"
+            yield Finding("grant", message, (Change(credit_grants, key, "is_open", is_open, expected.is_open),))
+        if not _status_fits(expected, as_of):
+            yield Finding("status", f"{name} is {stored.status.value}, its dates say otherwise")
 
 
-def _check_settlements(connection: Connection, organization_id: str) -> Iterator[tuple[str, str]]:
-    holds, rows = credit_reservations, credit_transactions
-    join = holds.outerjoin(
-        rows,
-        and_(
-            rows.c.organization_id == holds.c.organization_id,
-            rows.c.reservation_id == holds.c.id,
-            rows.c.type == "debit",
-        ),
+_NOTHING: Final = GrantSums()
+
+
+def _is_whole(parts: list[tuple[str | None, int]]) -> bool:
+    """Whether a transfer moves one amount between a grant and the debt."""
+    return len(parts) == 2 and parts[0][1] == parts[1][1] and [grant for grant, _ in parts].count(None) == 1
+
+
+@dataclass(slots=True)
+class _Scheduled:
+    """What the grants of an account say of its schedule."""
+
+    next_due_at: datetime | None
+    micros: int = 0
+
+    def add(self, grant: GrantState) -> None:
+        if grant.status is GrantStatus.SCHEDULED:
+            self.micros += grant.amount_micros
+        at = next_event(grant) if grant.is_open else None
+        if at is not None and (self.next_due_at is None or at < self.next_due_at):
+            self.next_due_at = at
+
+
+def _status_fits(grant: GrantState, as_of: datetime) -> bool:
+    """Whether the status is that of the last posting's moment; one that was used up need not have ended."""
+    if grant.voided_at is not None or grant.status is GrantStatus.VOIDED:
+        return grant.voided_at is not None and grant.status is GrantStatus.VOIDED
+    if grant.status is GrantStatus.SCHEDULED:
+        return grant.effective_at > as_of
+    is_over = grant.expires_at is not None and grant.expires_at <= as_of
+    if grant.status is GrantStatus.EXPIRED:
+        return is_over
+    return grant.effective_at <= as_of and (not is_over or not grant.is_open)
+
+
+def _read_open_holds(
+    connection: Connection, organization_id: str, limits: limit_verification.Limits, holds: _Holds
+) -> Iterator[Finding]:
+    table = credit_reservations
+    statement = select(table).where(table.c.organization_id == organization_id, table.c.state.in_(_OPEN))
+    for row in stream(connection, statement):
+        hold: HoldState = records.read_hold(row._mapping)
+        holds.reserved += hold.amount_micros
+        if sum(part.amount_micros for part in hold.allocations) != hold.amount_micros:
+            yield Finding("hold", f"the allocations of reservation {hold.id} do not add up to what it holds")
+        for part in hold.allocations:
+            holds.of_grants[str(part.grant_id)] += part.amount_micros
+        limit_verification.count_hold(hold, limits, holds.of_limits)
+        if holds.next_due_at is None or hold.expires_at < holds.next_due_at:
+            holds.next_due_at = hold.expires_at
+
+
+# -- checks of single records, page by page: each statement sees one moment, and so does each record -----------------
+
+
+def _check_refunds(connection: Connection, organization_id: str, after: int, up_to: int) -> Iterator[Finding]:
+    table = credit_transactions
+    charge, refund = table.alias("charge"), table.alias("refund")
+    named = (
+        select(table.c.refund_of)
+        .where(
+            table.c.organization_id == organization_id,
+            table.c.seq > after,
+            table.c.seq <= up_to,
+            table.c.refund_of.is_not(None),
+        )
+        .distinct()
+        .subquery()
     )
     for row in connection.execute(
-        select(holds.c.id)
-        .select_from(join)
-        .where(
-            holds.c.organization_id == organization_id,
-            func.coalesce(rows.c.amount_micros, 0) != -holds.c.charged_micros,
+        select(named.c.refund_of)
+        .select_from(
+            named.join(
+                refund, and_(refund.c.organization_id == organization_id, refund.c.refund_of == named.c.refund_of)
+            ).outerjoin(charge, and_(charge.c.organization_id == organization_id, charge.c.id == named.c.refund_of))
         )
-        .limit(MAX_EXAMPLES)
+        .group_by(named.c.refund_of, charge.c.id, charge.c.amount_micros)
+        .having(or_(charge.c.id.is_(None), func.sum(refund.c.amount_micros) > -charge.c.amount_micros))
+        .order_by(named.c.refund_of)
     ):
-        yield "settlement", f"reservation {row.id} and its ledger row do not agree on what was charged"
+        yield Finding("refunds", f"the refunds of transaction {row.refund_of} are larger than its charge")
 
 
-def _check_keys(connection: Connection, organization_id: str) -> Iterator[tuple[str, str]]:
-    keys = idempotency_keys
-    for kind, table in (
-        ("consume", credit_transactions),
-        ("refund", credit_transactions),
-        ("adjust", credit_transactions),
-        ("grant", credit_grants),
-        ("reserve", credit_reservations),
-    ):
-        join = keys.outerjoin(
-            table, and_(table.c.organization_id == keys.c.organization_id, table.c.id == keys.c.result_id)
-        )
+def _check_settlements(connection: Connection, organization_id: str) -> Iterator[Finding]:
+    holds, rows = credit_reservations, credit_transactions
+    # Spelled out: a parameter would keep the partial index on settlements from being used.
+    is_settlement = and_(
+        rows.c.organization_id == holds.c.organization_id,
+        rows.c.reservation_id == holds.c.id,
+        rows.c.reservation_id.is_not(None),
+        rows.c.type == literal_column("'debit'"),
+    )
+    times = func.count(rows.c.seq)
+    charged = func.coalesce(func.sum(-rows.c.amount_micros), 0)
+    is_open = holds.c.state.in_(_OPEN)
+    wrong_state = or_(and_(is_open, holds.c.settled_at.is_not(None)), and_(~is_open, holds.c.settled_at.is_(None)))
+    mine = holds.c.organization_id == organization_id
+    for after, up_to in ranges(connection, holds, holds.c.id, mine):
         for row in connection.execute(
-            select(keys.c.key)
-            .select_from(join)
-            .where(keys.c.organization_id == organization_id, keys.c.kind == kind, table.c.id.is_(None))
-            .limit(MAX_EXAMPLES)
+            select(holds.c.id, holds.c.charged_micros, wrong_state.label("wrong"), times, charged.label("expected"))
+            .select_from(holds.outerjoin(rows, is_settlement))
+            .where(mine, *within(holds.c.id, after, up_to))
+            .group_by(holds.c.organization_id, holds.c.id)
+            .having(or_(times > 1, charged != holds.c.charged_micros, wrong_state))
+            .order_by(holds.c.id)
         ):
-            yield "keys", f"the {kind} key {row.key!r} stands for a record that does not exist"
+            id_, stored, wrong, found, expected = row
+            if found > 1:
+                yield Finding("settlement", f"reservation {id_} was settled {found} times")
+            elif stored != expected:
+                key = {"organization_id": organization_id, "id": id_}
+                change = Change(holds, key, "charged_micros", stored, int(expected))
+                message = f"reservation {id_} and its ledger row do not agree on what was charged"
+                yield Finding("settlement", message, (change,) if found else ())
+            if wrong:
+                yield Finding("hold", f"the state of reservation {id_} and its settled_at do not agree")
 
 
-def _check_due(account: Any, grants: list[Any], open_holds: list[Any]) -> Iterator[tuple[str, str]]:
-    moments = [hold.expires_at for hold in open_holds]
-    moments += [
-        moment for grant in grants if grant["is_open"] and (moment := next_event(records.read_grant(grant))) is not None
-    ]
-    if moments and (account["next_due_at"] is None or account["next_due_at"] > min(moments)):
-        yield "due", f"next_due_at is {account['next_due_at']}, but something falls due at {min(moments)}"
+#: What a key of each kind stands for.
+_KEYED: Final = {
+    "consume": credit_transactions,
+    "refund": credit_transactions,
+    "adjust": credit_transactions,
+    "grant": credit_grants,
+    "reserve": credit_reservations,
+}
+
+
+def _check_keys(connection: Connection, organization_id: str) -> Iterator[Finding]:
+    keys = idempotency_keys
+    for kind, table in _KEYED.items():
+        mine = and_(keys.c.organization_id == organization_id, keys.c.kind == kind)
+        is_record = and_(table.c.organization_id == keys.c.organization_id, table.c.id == keys.c.result_id)
+        for after, up_to in ranges(connection, keys, keys.c.key, mine):
+            for row in connection.execute(
+                select(keys.c.key)
+                .select_from(keys.outerjoin(table, is_record))
+                .where(mine, table.c.id.is_(None), *within(keys.c.key, after, up_to))
+                .order_by(keys.c.key)
+            ):
+                yield Finding("keys", f"the {kind} key {row.key!r} stands for a record that does not exist")

@@ -205,6 +205,49 @@ def test_verify_finds_a_counter_that_was_tampered_with(on: Callable[..., Answer]
     assert on("verify", "other").code == 0
 
 
+def test_repair_lists_asks_for_yes_and_mends(on: Callable[..., Answer], database_url: str) -> None:
+    """--dry-run shows what would become of a counter, nothing happens without --yes, and then all is clean."""
+    on("grant", "acme", 5)
+    on("grant", "other", 5)
+    clean = on("repair", "--dry-run")
+    assert (clean.code, clean.out) == (0, "Clean: 2 accounts, 2 ledger rows; there is nothing to repair.\n")
+    engine = create_engine(normalise_url(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE credit_accounts SET spent_micros = 7 WHERE organization_id = 'acme'"))
+    engine.dispose()
+    refused = on("repair")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--dry-run" in refused.err
+    listed = on("repair", "acme", "--dry-run")
+    assert listed.code == 1
+    assert "0.000007" in listed.out
+    (change,) = on("repair", "--dry-run", "--json").data["changes"]
+    assert (change["table"], change["column"], change["before"], change["after"]) == (
+        "credit_accounts",
+        "spent_micros",
+        7,
+        0,
+    )
+    assert on("verify").code == 1
+    mended = on("repair", "--yes")
+    assert mended.code == 0
+    assert "made equal to the ledger" in mended.out
+    assert on("verify").code == 0
+
+
+def test_repair_says_what_it_cannot_mend(on: Callable[..., Answer], database_url: str) -> None:
+    """A grant that is gone is listed with the reason, and the exit code is 1."""
+    on("grant", "acme", 5)
+    engine = create_engine(normalise_url(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM credit_grants"))
+    engine.dispose()
+    answer = on("repair", "--yes")
+    assert answer.code == 1
+    assert "the grant is missing" in answer.out
+    assert "left alone" in answer.out or "cannot be repaired" in answer.out
+
+
 # -- errors ------------------------------------------------------------------------------------------------------
 
 

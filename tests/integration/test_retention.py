@@ -320,10 +320,10 @@ def test_what_goes_on_in_steps_is_right_after_each(with_ann: Book, monkeypatch: 
     write = Runner.write
     steps = 0
 
-    def stop_after_one(self: Runner, function: Any) -> Any:
+    def stop_after_one(self: Runner, function: Any, **options: Any) -> Any:
         nonlocal steps
         steps += 1
-        write(self, function)
+        write(self, function, **options)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Runner, "write", stop_after_one)

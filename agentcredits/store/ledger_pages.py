@@ -1,0 +1,106 @@
+"""The ledger read in pages, each with its own short statement: memory and transactions stay small at any size.
+
+Ledger rows are append-only and gapless, so pages that are read one after the other add up to one consistent whole
+although charges go on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Column, Connection, Row, Select, Table, and_, bindparam, select
+
+from agentcredits.rules.recount import Entry
+from agentcredits.store import tenancy
+from agentcredits.store.tables import (
+    credit_transaction_allocations,
+    credit_transaction_details,
+    credit_transactions,
+)
+
+#: Rows in a page: a few megabytes.
+PAGE_ROWS: Final = 5_000
+
+_rows, _parts, _details = credit_transactions, credit_transaction_allocations, credit_transaction_details
+_page: Final = (
+    select(_rows)
+    .where(_rows.c.organization_id == bindparam("organization"), _rows.c.seq > bindparam("after"))
+    .order_by(_rows.c.seq)
+    .limit(bindparam("size"))
+    .subquery("page")
+)
+_charge: Final = _rows.alias("charge")
+#: In the order of Entry's fields.
+_ENTRIES: Final = (
+    select(
+        *(_page.c[name] for name in ("seq", "type", "amount_micros", "balance_after_micros", "uncollected_micros")),
+        *(_page.c[name] for name in ("created_at", "pricing", "agent_type", "action", "department_id", "project_id")),
+        _details.c.user_id,
+        _page.c.run_id,
+        _charge.c.seq.label("charge_seq"),
+        _charge.c.created_at.label("charge_at"),
+        _charge.c.pricing.label("charge_pricing"),
+    )
+    .select_from(
+        _page.outerjoin(
+            _details,
+            and_(_details.c.organization_id == _page.c.organization_id, _details.c.transaction_id == _page.c.id),
+        ).outerjoin(
+            _charge, and_(_charge.c.organization_id == _page.c.organization_id, _charge.c.id == _page.c.refund_of)
+        )
+    )
+    .order_by(_page.c.seq)
+)
+_PARTS: Final = (
+    select(_rows.c.seq, _parts.c.position, _parts.c.grant_id, _parts.c.amount_micros)
+    .select_from(
+        _rows.join(
+            _parts, and_(_parts.c.organization_id == _rows.c.organization_id, _parts.c.transaction_id == _rows.c.id)
+        )
+    )
+    .where(
+        _rows.c.organization_id == bindparam("organization"),
+        _rows.c.seq > bindparam("after"),
+        _rows.c.seq <= bindparam("up_to"),
+    )
+)
+
+
+def entries_after(connection: Connection, organization_id: str, seq: int) -> list[Entry]:
+    """The next page of ledger rows after ``seq``; empty at the end."""
+    place = {"organization": organization_id, "after": seq, "size": PAGE_ROWS}
+    rows: Sequence[Any] = connection.execute(_ENTRIES, place).all()
+    return [Entry(*row) for row in rows]
+
+
+def parts_between(connection: Connection, organization_id: str, after: int, up_to: int) -> Sequence[Any]:
+    """(seq, position, grant_id, amount_micros) of every allocation of the rows after ``after`` and up to ``up_to``."""
+    return connection.execute(_PARTS, {"organization": organization_id, "after": after, "up_to": up_to}).all()
+
+
+def ranges(connection: Connection, table: Table, column: Column[Any], *conditions: Any) -> Iterator[tuple[Any, Any]]:
+    """(after, up to) of pages of a table by a column of its primary key; the ends are None.
+
+    Each page ends the transaction that it was read in.
+    """
+    after: Any = None
+    while True:
+        wanted = [*conditions] if after is None else [*conditions, column > after]
+        ends = select(column).where(*wanted).order_by(column).limit(1).offset(PAGE_ROWS - 1)
+        up_to = connection.execute(ends).scalar()
+        yield after, up_to
+        tenancy.renew(connection)
+        if up_to is None:
+            return
+        after = up_to
+
+
+def within(column: Column[Any], after: Any, up_to: Any) -> list[Any]:
+    """The conditions of a page of ``ranges``."""
+    return [*([] if after is None else [column > after]), *([] if up_to is None else [column <= up_to])]
+
+
+def stream(connection: Connection, statement: Select[Any]) -> Iterator[Row[Any]]:
+    """The rows of a statement, fetched a few at a time (PostgreSQL: through a server-side cursor)."""
+    yield from connection.execute(statement, execution_options={"yield_per": 1_000})

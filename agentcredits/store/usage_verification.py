@@ -1,0 +1,70 @@
+"""Verify, usage: the totals by day against the charges and refunds that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from agentcredits.amounts import MAX_TOTAL_MICROS
+from agentcredits.rules import rollups
+from agentcredits.store.findings import Change, Finding
+from agentcredits.store.ledger_pages import stream
+from agentcredits.store.tables import usage_rollups
+
+_SUMS = ("charges", "charged_micros", "refunded_micros", "uncollected_micros")
+
+
+def check_days(
+    connection: Connection,
+    organization_id: str,
+    after: str,
+    day: str,
+    lines: Mapping[tuple[str, ...], rollups.Totals],
+    *,
+    to_the_end: bool = False,
+) -> Iterator[Finding]:
+    """Compare one day's lines; the days between ``after`` and it must have none.
+
+    Args:
+        connection: Where to read.
+        organization_id: Whose.
+        after: The day that was compared last; '' at the beginning.
+        day: The day of ``lines``; '' when there is none.
+        lines: What its rows say.
+        to_the_end: It is the last day: those after it must have none.
+    """
+    table = usage_rollups
+    expected = {rollups.bucket(values): (values, totals) for values, totals in lines.items()}
+    wanted = [table.c.organization_id == organization_id, table.c.day > after]
+    if not to_the_end:
+        wanted.append(table.c.day <= day)
+    for row in stream(connection, select(table).where(*wanted).order_by(table.c.day, table.c.bucket)):
+        stored = row._mapping
+        nothing = tuple(stored[name] for name in rollups.GROUPED), rollups.Totals()
+        values, totals = expected.pop(stored["bucket"], nothing) if stored["day"] == day else nothing
+        should = _line(values, totals)
+        key = {"organization_id": organization_id, "day": stored["day"], "bucket": stored["bucket"]}
+        changes = tuple(
+            Change(table, key, name, stored[name], value) for name, value in should.items() if stored[name] != value
+        )
+        if changes:
+            yield Finding("usage", _differ(stored["day"], values), changes)
+    for bucket, (values, totals) in expected.items():
+        key = {"organization_id": organization_id, "day": day, "bucket": bucket}
+        should = _line(values, totals)
+        change = Change(table, key, "charges", None, totals.charges, row={**key, **should})
+        if any(should[name] for name in _SUMS):
+            yield Finding("usage", _differ(day, values), (change,))
+
+
+def _line(values: tuple[str, ...], totals: rollups.Totals) -> dict[str, Any]:
+    # A stored total stays at the top instead of running over.
+    sums = {name: min(getattr(totals, name), MAX_TOTAL_MICROS) for name in _SUMS}
+    return {**dict(zip(rollups.GROUPED, values, strict=True)), **sums}
+
+
+def _differ(day: str, values: tuple[str, ...]) -> str:
+    what = ", ".join(f"{name} {value}" for name, value in zip(rollups.GROUPED, values, strict=True) if value)
+    return f"the totals of {day} ({what or 'no names'}) differ from their rows"
