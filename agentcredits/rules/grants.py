@@ -39,7 +39,9 @@ _GRANT_ROW_TYPE = {
 
 def create_account(ledger: Ledger, operation: ops.CreateAccount, now: datetime) -> Outcome:
     """The row is made by the store; there is nothing to decide."""
-    return Outcome(account_of(ledger))
+    account = account_of(ledger)
+    account.last_posted_at = now
+    return Outcome(account)
 
 
 def grant(ledger: Ledger, operation: ops.Grant, now: datetime) -> Outcome:

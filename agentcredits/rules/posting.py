@@ -38,7 +38,9 @@ def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
 
 
 def _expire(ledger: Ledger, operation: ops.Expire, now: datetime) -> Outcome:
-    return Outcome(known_account(ledger))
+    account = known_account(ledger)
+    account.last_posted_at = now
+    return Outcome(account)
 
 
 _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]] = {
