@@ -93,9 +93,10 @@ class HandWritten(Coroutine):
             await connection.run_sync(Base.metadata.create_all)
         async with AsyncSession(self._engine) as session, session.begin():
             await session.merge(OrmPrice(action="generate_content", cost=1))
-            session.add(OrmAccount(id=self.account, balance=PLENTY))
+            await session.merge(OrmAccount(id=self.account, balance=PLENTY))
             await session.flush()
-            session.add_all(self._limits(this_month()))
+            for limit in self._limits(this_month()):
+                await session.merge(limit)
 
     def _limits(self, month: str) -> Sequence[OrmLimit]:
         return ()

@@ -18,9 +18,9 @@ FLOOR = "minimal transaction"
 PGBENCH = "minimal transaction, pgbench"
 
 SCHEMA = (
-    "CREATE TABLE minimal_accounts (id TEXT PRIMARY KEY, balance BIGINT NOT NULL CHECK (balance >= 0))",
-    "CREATE TABLE minimal_ledger (id {id}, account TEXT NOT NULL, amount BIGINT NOT NULL, at {time})",
-    f"INSERT INTO minimal_accounts VALUES ('{HOT}', {PLENTY})",  # constants of this project
+    "CREATE TABLE IF NOT EXISTS minimal_accounts (id TEXT PRIMARY KEY, balance BIGINT NOT NULL CHECK (balance >= 0))",
+    "CREATE TABLE IF NOT EXISTS minimal_ledger (id {id}, account TEXT NOT NULL, amount BIGINT NOT NULL, at {time})",
+    f"INSERT INTO minimal_accounts VALUES ('{HOT}', {PLENTY}) ON CONFLICT DO NOTHING",
 )
 GUARDED = f"UPDATE minimal_accounts SET balance = balance - 1 WHERE id = '{HOT}' AND balance >= 1"
 PG_ROW = f"INSERT INTO minimal_ledger (account, amount, at) VALUES ('{HOT}', -1, clock_timestamp())"

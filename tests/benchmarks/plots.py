@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,6 @@ _REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def plot_concurrency(found: Mapping[str, Rounds], folder: Path) -> None:
     """Charges per second against the number of callers, a panel for each database."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     figure, panels = _panels(len(found), "One hot account: charges per second by number of coroutines")
     for axes, (database, rounds) in zip(panels, found.items(), strict=True):
         ticks: set[int] = set()
@@ -56,32 +54,32 @@ def plot_concurrency(found: Mapping[str, Rounds], folder: Path) -> None:
                 ticks.update(counts)
         floor = rounds.floor().rate
         axes.axhline(floor, color=GREY, linestyle="--", label="minimal transaction, raw driver, one caller")
-        axes.set(title=database, xlabel="callers at once", xscale="log", yscale="log")
-        axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.set(title=database, xlabel="callers at once")
+        _scale(axes, sorted(ticks))
     panels[0].set_ylabel("charges per second")
     _save(figure, panels, folder / CONCURRENCY)
 
 
 def plot_ledger_size(found: Mapping[str, Sizes], folder: Path) -> None:
     """p50 against the number of ledger rows, a panel for each database."""
-    from matplotlib.ticker import FuncFormatter
-
     figure, panels = _panels(len(found), "One caller: time of a call by rows in the ledger")
     for axes, (database, sizes) in zip(panels, found.items(), strict=True):
         for name, style in _WORKS.items():
             axes.plot(sizes.charges, [sizes.median(name, count) for count in sizes.charges], label=name, **style)
         for name, (label, style) in _REFERENCES.items():
             axes.axhline(statistics.median(sizes.references[name]), label=f"{label} (own tables)", **style)
-        axes.set(title=database, xlabel="rows in the ledger", xscale="log", yscale="log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.set(title=database, xlabel="rows in the ledger")
+        _scale(axes, sizes.charges)
     panels[0].set_ylabel("median time, ms")
     _save(figure, panels, folder / LEDGER_SIZE)
 
 
-def _plain(value: float, _: object) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+def _scale(axes: Axes, ticks: Sequence[int]) -> None:
+    """Logarithmic both ways, with plain numbers, and on the x axis only at what was measured."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
 
 def _panels(count: int, title: str) -> tuple[Any, list[Axes]]:
