@@ -74,9 +74,9 @@ class Coroutine(Contestant):
 
 def run_blocking(charge: Callable[[], object], seconds: float) -> Sample:
     """One caller, at least one charge."""
-    times = []
+    times: list[float] = []
     now = started = time.perf_counter()
-    while now - started < seconds:
+    while not times or now - started < seconds:
         charge()
         before, now = now, time.perf_counter()
         times.append(now - before)
@@ -103,14 +103,14 @@ class Crowd:
 
 
 async def crowd(charge: Callable[[], Awaitable[Any]], callers: int, seconds: float) -> Crowd:
-    """That many callers at once, each charging until the time is over; every charge that began is waited for."""
+    """That many callers at once, each charging until the time is over, once at least; all charges are waited for."""
     times: list[float] = []
     started = time.perf_counter()
 
     async def caller() -> int:
         count = 0
         now = time.perf_counter()
-        while now - started < seconds:
+        while count == 0 or now - started < seconds:
             await charge()
             before, now = now, time.perf_counter()
             times.append(now - before)
