@@ -30,6 +30,12 @@ from tests.benchmarks.minimal import FLOOR
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+PICTURES = "\n\n".join(
+    (
+        f"![Charges per second by number of callers]({plots.CONCURRENCY})",
+        f"![Time of a call by rows in the ledger]({plots.LEDGER_SIZE})",
+    )
+)
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 
 
@@ -192,7 +198,7 @@ def main() -> None:
     text = report.text(plan)
     print(text)
     if whole:
-        write_readme(text)
+        write_readme(f"{PICTURES}\n\n{text}")
     folder = arguments.plots or (HERE if whole else None)
     if folder is not None:
         draw(report, folder)

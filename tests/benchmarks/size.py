@@ -90,24 +90,28 @@ async def measure(urls: Sequence[str], charges: Sequence[int], reference_url: st
         await hand.start()
         await crowd(hand.charge, 1, 0.05)
         for number in range(rounds):
-            for count in charges if number % 2 == 0 else reversed(charges):
-                for name, work in works[count].items():
-                    sizes.times_ms[name, count].append(_p50_ms(work, TIMES[name]))
+            order = charges if number % 2 == 0 else charges[::-1]
+            for name, times in TIMES.items():
+                found = _in_turn([works[count][name] for count in order], times)
+                for count, p50_ms in zip(order, found, strict=True):
+                    sizes.times_ms[name, count].append(p50_ms)
             sizes.references[FLOOR].append(run_blocking(floor.charge, 0.1).p50_ms or 0)
             sizes.references[hand.name].append((await crowd(hand.charge, 1, 0.2)).sample().p50_ms or 0)
-            sizes.command_ms.append(_p50_ms(lambda: _command(urls[-1]), 1))
+            sizes.command_ms += _in_turn([lambda: _command(urls[-1])], 1)
         await floor.stop()
         await hand.stop()
     return sizes
 
 
-def _p50_ms(work: Callable[[], object], times: int) -> float:
-    found = []
+def _in_turn(works: Sequence[Callable[[], object]], times: int) -> list[float]:
+    """Median milliseconds of each, one call after the other, so that what disturbs one disturbs all."""
+    found: list[list[float]] = [[] for _ in works]
     for _ in range(times):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found) * 1e3
+        for work, seconds in zip(works, found, strict=True):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) * 1e3 for seconds in found]
 
 
 def _works(service: SyncCreditService) -> dict[str, Callable[[], object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sqlalchemy import create_engine, func, select
 
 from agentcredits.service import SyncCreditService
 from agentcredits.store.dialects import normalise_url
-from tests.benchmarks import hot_account, ledgers, plots, run, size
+from tests.benchmarks import hot_account, ledgers, memory, plots, processes, run, size
 from tests.benchmarks.contestants import crowd
 from tests.benchmarks.figures import Beside, Goal, Rounds, Row, Sample, fairness, middle, rates_table
 from tests.benchmarks.hand_written import HandWrittenLimited, OrmEntry, OrmLimit
@@ -192,11 +193,31 @@ async def test_the_full_charge_and_the_hand_written_one_count_two_limits(databas
     assert ledger >= 2
 
 
+async def test_processes_charge_one_account_together(postgresql_url: str) -> None:
+    """What the processes say they charged is what the account was charged."""
+    with SyncCreditService(postgresql_url) as service:
+        found = await processes.measure(postgresql_url, replace(TINY, rounds=1), 0.05)
+        charged = service.get_balance("hot-limited").spent
+    assert len(found.entries) == len(found.between_processes) == len(found.between_callers) == 1
+    assert 0 < found.between_callers[0] <= 1
+    # Each process charged alone before, to connect.
+    assert charged >= processes.PROCESSES * (processes.CALLERS + 1)
+
+
+def test_the_memory_of_a_process_of_its_own_is_measured(database_url: str) -> None:
+    """All the charges were made, and megabytes come back."""
+    growth = memory.finish(memory.start(database_url, 500, 60))
+    with SyncCreditService(database_url) as service:
+        assert service.get_balance("hot-limited").spent == growth.charges == growth.wanted == 500
+    assert growth.first_charges == 100
+    assert 10 * memory.MB < growth.first_bytes < 1_000 * memory.MB
+
+
 async def test_pictures_and_tables_are_made_of_what_was_measured(database_url: str, tmp_path: Path) -> None:
     """Also with one database and few sizes."""
     pytest.importorskip("matplotlib")
     report = run.Report()
-    report.rates["One"] = await hot_account.measure(database_url, TINY)
+    report.rates["One"] = await hot_account.measure(database_url, replace(TINY, rounds=1))
     ledgers.fill(database_url, 2_000)
     report.sizes["One"] = await size.measure([database_url], [2_000], database_url, 1)
     run.draw(report, tmp_path)
