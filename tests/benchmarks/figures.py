@@ -66,22 +66,24 @@ class Rounds:
         return middle(entry.floor for entries in self.entries.values() for entry in entries)
 
     def rate(self, who: Who, against: Who | None = None) -> list[float]:
-        """By round: how many times the rate of the floor, or of another contestant.
-
-        Two contestants are compared by what each makes of the floor beside it, so that a machine that slows down
-        between the two slices changes nothing.
-        """
-        ratios = [entry.rate for entry in self.entries[who]]
-        return ratios if against is None else _divide(ratios, self.rate(against))
+        """By round: how many times the rate of the floor beside it, or of another contestant in the same round."""
+        entries = self.entries[who]
+        if against is None:
+            return [entry.rate for entry in entries]
+        others = self.entries[against]
+        return [entry.sample.rate / other.sample.rate for entry, other in zip(entries, others, strict=True)]
 
     def p50(self, who: Who, against: Who | None = None) -> list[float]:
-        """By round: how many times the median time of the floor, or of another contestant."""
-        ratios = [entry.p50 for entry in self.entries[who]]
-        return ratios if against is None else _divide(ratios, self.p50(against))
+        """By round: how many times the median time of the floor beside it, or of another contestant.
 
-
-def _divide(values: Sequence[float], by: Sequence[float]) -> list[float]:
-    return [value / divisor for value, divisor in zip(values, by, strict=True)]
+        Raises:
+            ValueError: one of them does not say how long a charge takes.
+        """
+        entries = self.entries[who]
+        if against is None:
+            return [entry.p50 for entry in entries]
+        others = self.entries[against]
+        return [Beside(entry.sample, other.sample).p50 for entry, other in zip(entries, others, strict=True)]
 
 
 def fairness(counts: Sequence[float]) -> float:

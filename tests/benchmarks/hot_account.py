@@ -30,7 +30,7 @@ class Turns:
     rounds: int
     seconds: float
     floor_slices: int = 4
-    floor_seconds: float = 0.06
+    floor_seconds: float = 0.1
     callers: tuple[int, ...] = (1, 8, 32, CROWD, 512)
 
 
@@ -68,16 +68,18 @@ class Floor:
 def contestants(url: str) -> list[Contestant]:
     """Everybody but the floor, in the order of the table."""
     program = None if url.startswith("sqlite") else pgbench_program()
-    ours = (OursBlocking, OursBlockingLimited, Ours, OursLimited, OursPairs, OursPairsLimited)
+    plain = (HandWritten, Ours, OursBlocking, OursPairs)
+    limited = (HandWrittenLimited, OursLimited, OursBlockingLimited, OursPairsLimited)
     made: list[Contestant] = [] if program is None else [PgBench(url, program)]
-    return [*made, HandWritten(url), HandWrittenLimited(url), *[kind(url) for kind in ours]]
+    return [*made, *[kind(url) for kind in (*plain, *limited)]]
 
 
 async def measure(url: str, turns: Turns) -> Rounds:
     """All contestants on one database, taking turns."""
     rounds = Rounds()
     players = contestants(url)
-    cells = [(player, callers) for player in players for callers in player.callers if callers in turns.callers]
+    # Those who are compared with each other stand side by side.
+    cells = [(player, callers) for callers in turns.callers for player in players if callers in player.callers]
     async with Floor(url, turns) as floor:
         for player in players:
             await player.start()

@@ -25,7 +25,7 @@ TINY = Turns(rounds=2, seconds=0.02, floor_slices=1, floor_seconds=0.01, callers
 
 
 def test_a_ratio_is_taken_against_the_floor_beside_it() -> None:
-    """A machine that becomes half as fast between two rounds or two contestants changes no ratio."""
+    """A machine that becomes half as fast between two rounds or two contestants changes no ratio to the floor."""
     rounds = Rounds()
     for speed in (1.0, 0.5):
         rounds.add(("ours", 128), Beside(Sample(8_000 * speed, 2 / speed), Sample(1_000 * speed, 1 / speed)))
@@ -34,8 +34,28 @@ def test_a_ratio_is_taken_against_the_floor_beside_it() -> None:
 
     assert rounds.rate(("ours", 128)) == pytest.approx([8, 8])
     assert rounds.p50(("ours", 128)) == pytest.approx([2, 2])
-    assert rounds.rate(("ours", 128), ("hand", 128)) == pytest.approx([40, 40])
-    assert rounds.p50(("ours", 128), ("hand", 128)) == pytest.approx([0.05, 0.05])
+    assert rounds.rate(("hand", 128)) == pytest.approx([0.2, 0.2])
+    assert rounds.p50(("hand", 128)) == pytest.approx([40, 40])
+
+
+def test_two_contestants_are_compared_within_a_round() -> None:
+    """A round on a slow machine counts as much as one on a fast machine."""
+    rounds = Rounds()
+    floor = Sample(1_000, 1.0)
+    for speed, factor in ((1.0, 40), (0.1, 50), (1.0, 60)):
+        rounds.add(("ours", 128), Beside(Sample(200 * factor * speed, 400 / factor / speed), floor))
+        rounds.add(("hand", 128), Beside(Sample(200 * speed, 400 / speed), floor))
+    assert rounds.rate(("ours", 128), ("hand", 128)) == pytest.approx([40, 50, 60])
+    assert rounds.p50(("ours", 128), ("hand", 128)) == pytest.approx([1 / 40, 1 / 50, 1 / 60])
+
+
+def test_a_time_that_nobody_took_is_not_compared() -> None:
+    """A program such as pgbench gives a rate only."""
+    rounds = Rounds()
+    rounds.add(("pgbench", 1), Beside(Sample(1_000), Sample(1_000, 1.0)))
+    assert rounds.rate(("pgbench", 1)) == [1]
+    with pytest.raises(ValueError, match="how long"):
+        rounds.p50(("pgbench", 1))
 
 
 def test_one_disturbed_slice_of_the_floor_does_not_count() -> None:
