@@ -2,7 +2,7 @@
 #   make demo    a real crew, a picture, a ledger (no network, no keys)
 #   make test    every test, on SQLite and PostgreSQL, with coverage
 #   make lint    ruff, mypy --strict, the floors of the house
-#   make bench   speed against the minimal transaction, and writes the tables of tests/benchmarks/README.md
+#   make bench   speed against the minimal transaction; writes tables and pictures of tests/benchmarks/README.md
 #   make proof   the long storms, and the CrewAI adapter's tests on the oldest CrewAI that it supports
 # AGENTCREDITS_TEST_POSTGRES_URL names a PostgreSQL server to test on instead of the one from a wheel.
 

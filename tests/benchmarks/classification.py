@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.figures import Goal, Row
+
 MESSAGES = Path(__file__).parents[1] / "data/provider_messages"
 
 #: The floor: one search for the words that matter, on the same text.
@@ -62,14 +64,12 @@ def _arguments(entry: dict[str, Any]) -> tuple[Exception | None, dict[str, Any]]
     return FakeClientError(entry["text"]), given
 
 
-def row(measured: tuple[float, float]) -> str:
+def row(measured: tuple[float, float]) -> Row:
     """The line of the table."""
     ours, floor = measured
-    return (
-        f"| one provider fault classified, median over the real messages | {ours:.0f} µs,"
-        f" {ours / floor:.0f} × one `re.search` | ≤ 50 µs | {'yes' if ours <= 50 else 'no'} |"
-    )
+    what = "one provider fault classified, median over the real messages"
+    return Row(what, [ours], Goal(50, at_most=True), " µs", f", {ours / floor:.0f} × one `re.search`")
 
 
 if __name__ == "__main__":
-    print(row(measure(5)))
+    print(row(measure(5)).line())

@@ -1,8 +1,4 @@
-"""Whether a ledger's size costs anything: charges, balance, a page of history and usage, on 10^4 rows and on 10^6.
-
-The rows are written by SQL (a year of charges by 20 users of 8 departments, ten actions), the counters and totals with
-them, and `verify` confirms the small one.
-"""
+"""Whether a ledger's size costs anything: a charge, the balance, a page of history and a month's usage."""
 
 from __future__ import annotations
 
@@ -10,181 +6,157 @@ import contextlib
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-from sqlalchemy import Connection, create_engine, text
+from datetime import UTC, datetime
 
 from agentcredits.cli.app import run as run_command
-from agentcredits.rules.rollups import Totals
 from agentcredits.service import SyncCreditService
-from agentcredits.store import limit_records
-from agentcredits.store.tables import usage_rollups
+from tests.benchmarks import ledgers
+from tests.benchmarks.contestants import crowd, run_blocking
+from tests.benchmarks.figures import Goal, Row
+from tests.benchmarks.hand_written import HandWrittenLimited
+from tests.benchmarks.ledgers import ORGANIZATION
+from tests.benchmarks.minimal import FLOOR, make_floor
 
-ORGANIZATION = "big"
-DAYS = 365
-CREDIT = 1_000_000
+CHARGE, BALANCE, PAGE, USAGE = "charge", "balance", "page of 50", "one month's usage by action"
+COMMAND = "agentcredits usage"
 
-#: The number n of a charge as its columns; {id}, {at} and {rows} differ between the databases.
-_CHARGE = """
-INSERT INTO credit_transactions (organization_id, seq, id, type, amount_micros, balance_after_micros, created_at,
-  agent_type, action, quantity, department_id, idempotency_key, uncollected_micros, pricing, late)
-SELECT 'big', n + 1, {id}, 'debit', -{credit}, {granted} - n * {credit}, {at},
-  'Agent' || (n % 2), 'action' || (n % 10), {quantity}, 'department' || (n / 10 % 20 % 8), {id}, 0, 'priced', {false}
-FROM {rows}
-"""
-_ALLOCATION = """
-INSERT INTO credit_transaction_allocations (organization_id, transaction_id, position, grant_id, amount_micros)
-SELECT 'big', {id}, 0, 'grant', {credit} FROM {rows}
-"""
-_DETAIL = """
-INSERT INTO credit_transaction_details (organization_id, transaction_id, user_id)
-SELECT 'big', {id}, 'user' || (n / 10 % 20) FROM {rows}
-"""
-_KEY = """
-INSERT INTO idempotency_keys (organization_id, kind, key, fingerprint, result_id, created_at)
-SELECT 'big', 'consume', {id}, 'x', {id}, {at} FROM {rows}
-"""
-_USAGE = """
-SELECT {day}, t.agent_type, t.action, t.department_id, '', d.user_id, COUNT(*), SUM(-t.amount_micros)
-FROM credit_transactions t JOIN credit_transaction_details d
-  ON d.organization_id = t.organization_id AND d.transaction_id = t.id
-WHERE t.type = 'debit' GROUP BY {day}, t.agent_type, t.action, t.department_id, d.user_id
-"""
+#: How often each is done in a slice.
+TIMES = {CHARGE: 30, BALANCE: 30, PAGE: 15, USAGE: 15}
 
-
-def fill(url: str, charges: int) -> None:
-    """Add ``charges`` charges of one credit to a new organization, spread over the last year."""
-    with SyncCreditService(url) as service:
-        service.create_account(ORGANIZATION)
-    granted = charges * CREDIT + 10**15
-    step = DAYS * 86_400 / charges
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        if connection.dialect.name == "sqlite":
-            words = {
-                "id": "printf('%036d', n)",
-                "at": f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-{DAYS} days', (n * {step}) || ' seconds')",
-                "rows": f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {charges})"
-                " SELECT n FROM s) AS numbers",
-                "quantity": "'1'",
-                "true": "1",
-                "false": "0",
-                "day": "DATE(t.created_at)",
-            }
-        else:
-            words = {
-                "id": "LPAD(n::text, 36, '0')",
-                "at": f"now() - interval '{DAYS} days' + n * interval '{step} seconds'",
-                "rows": f"generate_series(1::bigint, {charges}) AS numbers(n)",
-                "quantity": "1",
-                "true": "true",
-                "false": "false",
-                "day": "TO_CHAR(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
-            }
-        words |= {"credit": str(CREDIT), "granted": str(granted)}
-        start = words["at"].replace("n * ", "0 * ")
-        for statement in (
-            "INSERT INTO credit_grants (organization_id, id, status, is_open, amount_micros, spent_micros, category,"
-            f" effective_at, created_at) VALUES ('big', 'grant', 'active', {words['true']},"
-            f" {granted}, {charges * CREDIT}, 'paid', {start}, {start})",
-            "INSERT INTO credit_transactions (organization_id, seq, id, type, amount_micros, balance_after_micros,"
-            f" created_at, grant_id) VALUES ('big', 1, 'purchase', 'purchase', {granted}, {granted}, {start}, 'grant')",
-            "INSERT INTO credit_transaction_allocations (organization_id, transaction_id, position, grant_id,"
-            f" amount_micros) VALUES ('big', 'purchase', 0, 'grant', {granted})",
-            *(template.format(**words) for template in (_CHARGE, _ALLOCATION, _DETAIL, _KEY)),
-            f"UPDATE credit_accounts SET granted_micros = {granted}, spent_micros = {charges * CREDIT},"
-            f" last_seq = {charges + 1} WHERE organization_id = 'big'",
-        ):
-            connection.execute(text(statement.replace(":", r"\:")))
-        _fill_totals(connection, _USAGE.format(**words))
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("ANALYZE"))
-    engine.dispose()
-
-
-def _fill_totals(connection: Connection, statement: str) -> None:
-    rows = [
-        limit_records.rollup_values(
-            ORGANIZATION,
-            (row[0], tuple(row[1:6])),
-            Totals(charges=int(row[6]), charged_micros=int(row[7])),
-        )
-        for row in connection.execute(text(statement))
-    ]
-    connection.execute(usage_rollups.insert(), rows)
+#: About what a charge takes on the disk, in a SQLite file or a PostgreSQL database and its log.
+BYTES_PER_CHARGE = 1_400
 
 
 @dataclass
 class Sizes:
-    """Median milliseconds by what was measured, on the small and the large ledger."""
+    """Median milliseconds of each round: by what was done and the number of charges, and of the references."""
 
-    charges: tuple[int, int]
-    samples: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    charges: tuple[int, ...]
+    times_ms: dict[tuple[str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    references: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    command_ms: list[float] = field(default_factory=list)
 
-    def add(self, name: str, size: int, seconds: float) -> None:
-        self.samples.setdefault((name, size), []).append(seconds * 1e3)
+    def median(self, name: str, charges: int) -> float:
+        """Over all rounds."""
+        return statistics.median(self.times_ms[name, charges])
 
-    def median(self, name: str, size: int) -> float:
-        return statistics.median(self.samples[name, size])
+    def ratios(self, name: str) -> list[float]:
+        """By round: the largest ledger against the smallest."""
+        small, large = self.times_ms[name, self.charges[0]], self.times_ms[name, self.charges[-1]]
+        return [after / before for before, after in zip(small, large, strict=True)]
 
 
-def measure(urls: tuple[str, str], charges: tuple[int, int], *, rounds: int, each: int) -> Sizes:
-    """The same work on both ledgers, taking turns."""
-    sizes = Sizes(charges)
-    services = [SyncCreditService(url) for url in urls]
-    if not services[0].verify():
-        raise AssertionError(f"the ledger was filled wrongly: {services[0].verify().problems[:3]}")
-    for service in services:
-        service.set_limit(ORGANIZATION, scope="department", amount=10**8, window="month")
-        service.set_limit(ORGANIZATION, amount=10**9, window="month Europe/Berlin")
-    for round_number in range(rounds + 1):
-        for size, (url, service) in enumerate(zip(urls, services, strict=True)):
-            for name, work in works(url, service).items():
-                for _ in range(each if name == "charge" else max(1, each // 20)):
-                    started = time.perf_counter()
-                    work()
-                    if round_number:
-                        sizes.add(name, size, time.perf_counter() - started)
-    for service in services:
-        service.close()
+def fitting(charges: Sequence[int], free_bytes: int) -> tuple[int, ...]:
+    """The sizes for which there is room on the disk, smallest first."""
+    fit: list[int] = []
+    for count in sorted(charges):
+        free_bytes -= count * BYTES_PER_CHARGE
+        if free_bytes > 0:
+            fit.append(count)
+    return tuple(fit)
+
+
+def fill(urls: Sequence[str], charges: Sequence[int]) -> None:
+    """Make the ledgers; `verify` looks at the smallest.
+
+    Raises:
+        RuntimeError: the ledger does not add up.
+    """
+    for url, count in zip(urls, charges, strict=True):
+        ledgers.fill(url, count)
+    with SyncCreditService(urls[0]) as service:
+        report = service.verify()
+    if not report:
+        raise RuntimeError(f"the ledger was filled wrongly: {report.problems[:3]}")
+
+
+async def measure(urls: Sequence[str], charges: Sequence[int], reference_url: str, rounds: int) -> Sizes:
+    """The same work on all ledgers, taking turns; the floor and the hand-written version on a database of their own."""
+    sizes = Sizes(tuple(charges))
+    with contextlib.ExitStack() as stack:
+        works = {}
+        for count, url in zip(charges, urls, strict=True):
+            service = stack.enter_context(SyncCreditService(url))
+            service.set_limit(ORGANIZATION, scope="department", amount=10**8, window="month")
+            service.set_limit(ORGANIZATION, amount=10**9, window="month")
+            works[count] = _works(service)
+            for work in works[count].values():
+                work()
+        floor, hand = make_floor(reference_url), HandWrittenLimited(reference_url)
+        await floor.start()
+        await hand.start()
+        await crowd(hand.charge, 1, 0.05)
+        for number in range(rounds):
+            order = charges if number % 2 == 0 else charges[::-1]
+            for name, times in TIMES.items():
+                found = _in_turn([works[count][name] for count in order], times)
+                for count, p50_ms in zip(order, found, strict=True):
+                    sizes.times_ms[name, count].append(p50_ms)
+            sizes.references[FLOOR].append(run_blocking(floor.charge, 0.1).p50_ms or 0)
+            sizes.references[hand.name].append((await crowd(hand.charge, 1, 0.2)).sample().p50_ms or 0)
+            sizes.command_ms += _in_turn([lambda: _command(urls[-1])], 1)
+        await floor.stop()
+        await hand.stop()
     return sizes
 
 
-def works(url: str, service: SyncCreditService) -> dict[str, Callable[[], object]]:
-    """What is measured."""
+def _in_turn(works: Sequence[Callable[[], object]], times: int) -> list[float]:
+    """Median milliseconds of each, one call after the other, so that what disturbs one disturbs all."""
+    found: list[list[float]] = [[] for _ in works]
+    for _ in range(times):
+        for work, seconds in zip(works, found, strict=True):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) * 1e3 for seconds in found]
 
-    def charge() -> object:
-        return service.consume_credits(
-            organization_id=ORGANIZATION, amount=1, agent_type="Agent0", action="action4", department_id="department3"
-        )
 
-    def usage() -> object:
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = run_command(
-                ["usage", ORGANIZATION, "--by", "agent_type,action,department", "--database", url, "--json"]
-            )
-        assert code == 0
-        return code
-
+def _works(service: SyncCreditService) -> dict[str, Callable[[], object]]:
+    since, until = ledgers.last_month(datetime.now(UTC).date())
     return {
-        "charge": charge,
-        "balance": lambda: service.get_balance(ORGANIZATION),
-        "page of 50": lambda: service.list_transactions(ORGANIZATION, limit=50),
-        "agentcredits usage (in a running process)": usage,
+        CHARGE: lambda: service.consume_credits(
+            organization_id=ORGANIZATION, amount=1, agent_type="Agent0", action="action4", department_id="department3"
+        ),
+        BALANCE: lambda: service.get_balance(ORGANIZATION),
+        PAGE: lambda: service.list_transactions(ORGANIZATION, limit=50),
+        USAGE: lambda: service.get_usage(ORGANIZATION, since=since, until=until, group_by="action"),
     }
 
 
-def report(database: str, sizes: Sizes) -> list[str]:
-    """Lines of the table; the goals are those of charge and usage."""
-    goals = {"charge": 1.2}
-    lines = []
-    for name in dict.fromkeys(name for name, _ in sizes.samples):
-        small, large = sizes.median(name, 0), sizes.median(name, 1)
-        goal, met = "–", "–"
-        if name in goals:
-            goal, met = f"≤ {goals[name]:g} ×", "yes" if large <= goals[name] * small else "no"
-        elif name.startswith("agentcredits usage"):
-            goal, met = "< 300 ms", "yes" if large < 300 else "no"
-        lines.append(f"| {database}: {name} | {small:.2f} | {large:.2f} | {large / small:.2f} × | {goal} | {met} |")
+def _command(url: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = run_command(["usage", ORGANIZATION, "--by", "agent_type,action,department", "--database", url, "--json"])
+    assert code == 0
+
+
+def table(found: dict[str, Sizes]) -> list[str]:
+    """p50 by size."""
+    charges = next(iter(found.values())).charges
+    lines = [
+        "| p50 in ms, by rows of the ledger | " + " | ".join(f"{count:,}" for count in charges) + " |",
+        "|---|" + "---:|" * len(charges),
+    ]
+    for database, sizes in found.items():
+        for name in TIMES:
+            cells = " | ".join(f"{sizes.median(name, count):.2f}" for count in charges)
+            lines.append(f"| {database}: {name} | {cells} |")
+        for name, times in sizes.references.items():
+            lines.append(
+                f"| {database}: {name} (its own tables) | {statistics.median(times):.2f} |"
+                + " – |" * (len(charges) - 1)
+            )
     return lines
+
+
+def rows(database: str, sizes: Sizes) -> list[Row]:
+    """The goals."""
+    small, large = sizes.charges[0], sizes.charges[-1]
+    goal = Goal(1.2, 1.05, at_most=True)
+    found = [
+        Row(f"{database}: {name}, {large:,} ledger rows against {small:,}", sizes.ratios(name), goal) for name in TIMES
+    ]
+    what = f"{database}: `{COMMAND}` of a year, {large:,} ledger rows, in a running process"
+    return [*found, Row(what, sizes.command_ms, Goal(300, at_most=True), " ms")]
