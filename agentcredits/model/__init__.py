@@ -25,6 +25,7 @@ from agentcredits.model.records import (
     Scopes,
     Transaction,
 )
+from agentcredits.model.runs import RunRecord
 from agentcredits.model.usage import UsageLine, UsageReport
 from agentcredits.model.words import (
     GrantCategory,
@@ -35,6 +36,7 @@ from agentcredits.model.words import (
     Overage,
     Pricing,
     ReservationState,
+    RunStatus,
     TransactionType,
 )
 
@@ -66,6 +68,8 @@ __all__ = [
     "QuoteLine",
     "ReservationRecord",
     "ReservationState",
+    "RunRecord",
+    "RunStatus",
     "Scopes",
     "SweepReport",
     "Transaction",

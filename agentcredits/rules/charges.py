@@ -20,7 +20,7 @@ from agentcredits.model import (
     Pricing,
     TransactionType,
 )
-from agentcredits.rules import burn_down, limits, refusals
+from agentcredits.rules import burn_down, limits, refusals, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
@@ -46,9 +46,10 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
     capped = operation.overage is Overage.CAP
     counters = limits.of_spending(ledger, operation.activity, now)
-    observed = admit(ledger, operation, counters, usable, now, capped=capped)
+    pool = runs.of_spending(ledger, operation.activity, now)
+    observed = admit(ledger, operation, counters, pool, usable, now, capped=capped)
     charged = 0 if observed else min(amount, sum(grant.remaining_micros for grant in usable))
-    most = limits.room(counters)
+    most = runs.least(limits.room(counters), None if pool is None else pool.room(ledger))
     if most is not None and charged > most:
         # Only a capped charge gets here: any other was refused.
         charged = most
@@ -80,7 +81,9 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     )
     if not observed:
         limits.keep(ledger, counters)
+        runs.keep(ledger, pool)
         limits.book(ledger, row, now)
+        runs.book(ledger, row, now)
     remember(ledger, operation, now)
     return Outcome(row)
 
@@ -99,21 +102,23 @@ def admit(
     ledger: Ledger,
     operation: ops.Spending,
     counters: Sequence[limits.Counter],
+    pool: runs.Pool | None,
     usable: Sequence[GrantState],
     now: datetime,
     *,
     capped: bool = False,
 ) -> bool:
-    """Whether limits, then credits allow it; True: no, but mode "observe" lets it pass and records why.
+    """Whether its run, limits, then credits allow it; True: no, but mode "observe" lets it pass and records why.
 
     Raises:
-        CreditLimitExceededError: a limit refuses it.
+        CreditLimitExceededError: its run or a limit refuses it.
         InsufficientCreditsError: the usable grants are short of it (unless ``capped``).
     """
     amount = operation.amount_micros
     error = operation.would_refuse
     if error is None:
         try:
+            runs.check(ledger, pool, amount, operation.activity, capped=capped)
             limits.check(ledger, counters, amount, operation.activity, capped=capped)
             available = sum(grant.remaining_micros for grant in usable)
             if amount > available and not capped:
@@ -179,6 +184,7 @@ def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
         reason=operation.reason,
     )
     limits.unbook(ledger, charge, amount, now)
+    runs.unbook(ledger, charge, amount, now)
     ledger.refunds.setdefault(charge.id, []).append(row)
     for allocation in allocations:
         grant = ledger.grants[grant_of(allocation)]

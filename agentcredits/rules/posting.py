@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from agentcredits.errors import CreditsError
-from agentcredits.rules import charges, grants, holds, limits
+from agentcredits.rules import charges, grants, holds, limits, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
@@ -53,6 +53,8 @@ _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]]
     ops.Adjust: grants.adjust,
     ops.SetLimit: limits.set_limit,
     ops.RemoveLimit: limits.remove_limit,
+    ops.OpenRun: runs.open_run,
+    ops.EndRun: runs.end_run,
     ops.Expire: _expire,
 }
 

@@ -21,14 +21,14 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
-from agentcredits.service.blocking_prices import SyncPriceMethods
+from agentcredits.service.blocking_runs import SyncRunMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(SyncPriceMethods):
+class SyncOperatorMethods(SyncRunMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(
@@ -69,7 +69,7 @@ class SyncOperatorMethods(SyncPriceMethods):
         scope: ScopeName | None = None,
         scope_id: Id | None = None,
     ) -> tuple[Limit, ...]:
-        """The organization's limits with what was used of them; caps of runs only when ``scope`` is "run".
+        """The organization's limits with what was used of them; limits of runs only when ``scope`` is "run".
 
         Blocking form of :meth:`CreditService.list_limits`: same arguments, results and errors.
         """

@@ -21,14 +21,14 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
-from agentcredits.service.coroutine_prices import PriceMethods
+from agentcredits.service.coroutine_runs import RunMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class OperatorMethods(PriceMethods):
+class OperatorMethods(RunMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`CreditService`."""
 
     async def set_limit(
@@ -86,7 +86,7 @@ class OperatorMethods(PriceMethods):
         scope: ScopeName | None = None,
         scope_id: Id | None = None,
     ) -> tuple[Limit, ...]:
-        """The organization's limits with what was used of them; caps of runs only when ``scope`` is "run".
+        """The organization's limits with what was used of them; limits of runs only when ``scope`` is "run".
 
         Args:
             organization_id: Whose.

@@ -27,7 +27,7 @@ from agentcredits.rules.state import LimitState
 from agentcredits.rules.windows import Window
 from agentcredits.runner.steps import Read, Steps
 from agentcredits.service import arguments
-from agentcredits.service.charges import Charges
+from agentcredits.service.runs import Runs
 from agentcredits.store import limit_records, reports
 
 #: The longest ``agent_type.action``.
@@ -35,7 +35,7 @@ MAX_ACTION = 511
 MAX_WARNINGS = 20
 
 
-class Operators(Charges):
+class Operators(Runs):
     """Limits, adjustments, usage, reports."""
 
     # -- limits ----------------------------------------------------------------------------------------------

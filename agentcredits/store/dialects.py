@@ -39,7 +39,7 @@ from sqlalchemy.pool import StaticPool
 from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits, credit_runs
 
 Rows = Sequence[Mapping[str, Any]]
 #: A row as SQLAlchemy or a driver of its own gives it (a RowMapping is not a Mapping to type checkers).
@@ -62,13 +62,14 @@ class Write:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A locked account: its row (None: there is none), its open grants, the time after it was locked, and whether it
-    has any limits.
+    has any limits and runs.
     """
 
     account: RowLike | None
     grants: Sequence[RowLike]
     now: datetime
     has_limits: bool
+    has_runs: bool
 
 
 #: The most that a total may hold: MAX_TOTAL_MICROS fits a signed 64-bit counter with room to spare.
@@ -211,8 +212,8 @@ class StoreDialect:
         place = {"organization": organization_id}
         account = connection.execute(ACCOUNT, place).mappings().first()
         grants = connection.execute(_OPEN_GRANTS, place).mappings().all()
-        has_limits = connection.execute(HAS_LIMITS, place).scalar_one()
-        return Opened(account, grants, self.now(connection), bool(has_limits))
+        has_limits, has_runs = connection.execute(_HAS, place).one()
+        return Opened(account, grants, self.now(connection), bool(has_limits), bool(has_runs))
 
     def write(self, connection: Connection, writes: Sequence[Write]) -> None:
         """Do all the writes of a posting, in order."""
@@ -306,7 +307,9 @@ ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id
 _OPEN_GRANTS: Final = select(credit_grants).where(
     credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open
 )
-HAS_LIMITS: Final = select(exists().where(credit_limits.c.organization_id == bindparam("organization")))
+HAS_LIMITS: Final = exists().where(credit_limits.c.organization_id == bindparam("organization"))
+HAS_RUNS: Final = exists().where(credit_runs.c.organization_id == bindparam("organization"))
+_HAS: Final = select(HAS_LIMITS, HAS_RUNS)
 
 
 def dialect_of(connection: Connection | Engine) -> StoreDialect:
