@@ -314,8 +314,7 @@ def _open_new(ledger: Ledger, operation: ops.OpenRun, parent: RunState | None, n
             raise _ended(ledger, parent)
         if parent.depth >= MAX_DEPTH:
             raise InvalidInputError(
-                f"run {operation.run_id} would be the {MAX_DEPTH + 1}st of runs inside each other; at most {MAX_DEPTH}"
-                " are allowed.",
+                f"run {operation.run_id} would be too deep: at most {MAX_DEPTH} runs may stand inside each other.",
                 reason="too_deep",
                 context={"run_id": operation.run_id, "parent_run_id": parent.run_id, "maximum": MAX_DEPTH},
             )

@@ -16,7 +16,7 @@ from agentcredits.amounts import from_micros
 from agentcredits.model import VerifyProblem, VerifyReport
 from agentcredits.rules.entries import next_event
 from agentcredits.rules.state import OPEN_STATES
-from agentcredits.store import limit_verification, records
+from agentcredits.store import limit_verification, records, run_verification
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import (
     credit_accounts,
@@ -91,6 +91,7 @@ def _verify_account(connection: Connection, organization_id: str) -> tuple[int, 
             *_check_due(account, grants, open_holds),
             *limit_verification.check_limits(connection, organization_id, account["last_posted_at"]),
             *limit_verification.check_usage(connection, organization_id),
+            *run_verification.check_runs(connection, organization_id),
         )
     ]
     return int(ledger["rows"]), problems
