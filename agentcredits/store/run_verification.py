@@ -24,6 +24,9 @@ Problems = Iterator[tuple[str, str]]
 
 def check_runs(connection: Connection, organization_id: str) -> Problems:
     """Every counter of every run, and that each stands where it says."""
+    known = select(credit_runs.c.run_id).where(credit_runs.c.organization_id == organization_id).limit(1)
+    if connection.execute(known).first() is None:
+        return
     yield from _check(connection, organization_id, _spent(organization_id), {"spent_micros": "spent"})
     yield from _check(connection, organization_id, _held(organization_id), {"held_micros": "held"})
     inside = {
