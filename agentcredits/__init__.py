@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         current_run,
         set_place,
     )
+    from agentcredits.runs import use_run
     from agentcredits.service import CreditService, SyncCreditService, configure, default_service
     from agentcredits.settings import Settings
     from agentcredits.tool_meter import ToolMeter
@@ -222,6 +223,7 @@ __all__ = [
     "token_dimensions",
     "track_agent_usage",
     "use_context",
+    "use_run",
 ]
 
 #: Where each public name lives.
@@ -329,6 +331,7 @@ _HOMES = {
     "rules.price_entries": ("PriceEntry",),
     "rules.price_rules": ("PriceRule", "token_dimensions"),
     "rules.windows": ("Window",),
+    "runs": ("use_run",),
     "service": ("CreditService", "SyncCreditService", "configure", "default_service"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

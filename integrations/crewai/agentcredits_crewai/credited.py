@@ -7,6 +7,7 @@ import contextvars
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from crewai import Crew
@@ -52,7 +53,8 @@ def credited(
 
     Args:
         crew: The crew or flow. Started in any other way than its own methods, it is refused.
-        max_credits: The most that one run may cost.
+        max_credits: The most that one run may cost. Inside another credited run they are carved out of its pool (what
+            it has left, if that is less), and what is not used goes back at the end.
         llm_action: The action that each LLM call is charged as (``"llm_call"``); None: LLM calls are free.
         tools: ``{"tool name": "action"}`` or ``"all"``: tools of its agents and tasks to :func:`meter`.
         on_denied: What those tools do when they cannot be paid; see :func:`meter`.
@@ -160,9 +162,24 @@ def _begin(crew: Any, inputs: Any) -> Run | None:
             f"the context asks for a dry run, and the LLM calls of this {type(crew).__name__} would be charged.",
             context={"action": terms.llm_action},
         )
-    run = Run(crew, terms, context.capped(terms.max_credits), outer)
+    run = Run(crew, terms, *_pool(terms, context, outer), outer)
     terms.runs[:] = [*terms.runs[-7:], run]
     return run
+
+
+def _pool(terms: Terms, context: RequestContext, outer: Run | None) -> tuple[RequestContext, bool]:
+    """The context of a run, and whether the run is this kickoff's own: then it ends with it.
+
+    A cap inside another credited run is a part of that one's pool: what it has left, if that is less.
+    """
+    own = context.run_id is None
+    around = outer is not None and not outer.is_over and outer.context.run_id == context.run_id
+    if terms.max_credits is None or own or not around or context.dry_run:
+        return context.capped(terms.max_credits), own
+    owner, around_id = context.organization_id, context.run_id
+    terms.service.open_run(owner, around_id, max_credits=context.max_credits)
+    inner = terms.service.open_run(owner, max_credits=terms.max_credits, parent_run_id=around_id, partial=True)
+    return replace(context, run_id=inner.run_id, max_credits=None), True
 
 
 def _payer(terms: Terms, inputs: Mapping[str, Any]) -> RequestContext:

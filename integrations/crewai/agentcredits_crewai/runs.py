@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentcredits import ModelCall, ModelCalls, RequestContext, RunLog, SyncCreditService, current_run
+from agentcredits import (
+    AccountNotFoundError,
+    ModelCall,
+    ModelCalls,
+    RequestContext,
+    RunLog,
+    RunNotFoundError,
+    StoreUnavailableError,
+    SyncCreditService,
+    current_run,
+)
 from agentcredits_crewai.errors import aborting
 
 logger = logging.getLogger("agentcredits")
@@ -53,14 +64,16 @@ class Run(RunLog):
         owner: The crew or flow that was started.
         terms: What it is charged by.
         context: Who pays; carries the run's cap.
+        own: Whether its run ends with it.
         outer: The credited run around it.
     """
 
-    def __init__(self, owner: object, terms: Terms, context: RequestContext, outer: Run | None) -> None:
+    def __init__(self, owner: object, terms: Terms, context: RequestContext, own: bool, outer: Run | None) -> None:
         super().__init__(context.organization_id, context.run_id, outer=outer)
         self.owner = owner
         self.terms = terms
         self.context = context
+        self.own = own
         self.is_over = False
         self._ends = ["once"]
         self.calls = ModelCalls(
@@ -91,11 +104,21 @@ class Run(RunLog):
             return
         self.is_over = True
         self.settle_earlier(lambda _subject: True)
+        if self.own:
+            self._end()
         if self.terms.on_run is not None:
             try:
                 self.terms.on_run(self)
             except Exception:
                 logger.exception("agentcredits: on_run= failed; what was booked stands")
+
+    def _end(self) -> None:
+        """What the run did not use goes back; by itself after a while, should that fail."""
+        with suppress(RunNotFoundError, AccountNotFoundError):  # nothing was charged under a cap
+            try:
+                self.terms.service.end_run(self.context.run_id or "", organization_id=self.organization_id)
+            except StoreUnavailableError:
+                logger.exception("agentcredits: run %s was not ended; it ends by itself", self.context.run_id)
 
 
 def run_here() -> Run | None:
