@@ -109,7 +109,7 @@ if TYPE_CHECKING:
         current_run,
         set_place,
     )
-    from agentcredits.runs import use_run
+    from agentcredits.runs import RunPool, use_run
     from agentcredits.service import CreditService, SyncCreditService, configure, default_service
     from agentcredits.settings import Settings
     from agentcredits.tool_meter import ToolMeter
@@ -182,6 +182,7 @@ __all__ = [
     "RunEndedError",
     "RunLog",
     "RunNotFoundError",
+    "RunPool",
     "RunRecord",
     "RunStatus",
     "RunSummary",
@@ -331,7 +332,7 @@ _HOMES = {
     "rules.price_entries": ("PriceEntry",),
     "rules.price_rules": ("PriceRule", "token_dimensions"),
     "rules.windows": ("Window",),
-    "runs": ("use_run",),
+    "runs": ("RunPool", "use_run"),
     "service": ("CreditService", "SyncCreditService", "configure", "default_service"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -100,8 +100,10 @@ class Meter:
         _one_of("on_close", self.on_close, ("estimate", "actual", "release"))
         _one_of("unpriced", self.unpriced, ("record", "deny"))
         _one_of("charge", self.charge, ("every_call", "once_per_args"))
-        if self.key is not None and (not callable(self.key) or self.charge != "once_per_args"):
-            raise ConfigurationError('key must be a function of the arguments, and goes with charge="once_per_args".')
+        if self.key is not None and not callable(self.key):
+            raise ConfigurationError("key must be a function of the arguments: key=lambda ...: ...")
+        if self.key is not None and self.charge != "once_per_args":
+            raise ConfigurationError('key goes with charge="once_per_args".')
         if self.actual is not None and not callable(self.actual):
             raise ConfigurationError("actual must be a function of the result: actual=lambda result: ...")
         if self.on_close == "actual" and self.actual is None:

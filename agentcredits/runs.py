@@ -1,4 +1,4 @@
-"""``use_run``: a block whose charges share one pool, carved out of the pool around it."""
+"""Runs of programs and frameworks: ``use_run`` for a block, ``RunPool`` for adapters of agent frameworks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 
 from agentcredits.amounts import Amount
 from agentcredits.context import RequestContext, require_context, use_context
-from agentcredits.errors import CreditsError, InvalidInputError
+from agentcredits.errors import AccountNotFoundError, CreditsError, InvalidInputError, RunNotFoundError
 from agentcredits.ids import new_id, optional_scope_id
 from agentcredits.runner.steps import Steps
 from agentcredits.service import CreditService, SyncCreditService, core_of
@@ -142,3 +142,57 @@ class use_run:  # noqa: N801  # reads as a statement: ``with use_run(max_credits
         if leave is not None:
             core, ending = leave
             await core.arun(ending)
+
+
+class RunPool:
+    """The pool of one run of an agent framework: for adapters, which say when it is over.
+
+    With a cap inside the pool of another run it is carved out of that one's (what it has left, if that is less);
+    without one it is that one's. Outside of any, the first charge opens it.
+
+    Args:
+        service: Who books; a blocking face.
+        context: Who pays. Its own ``run_id`` is kept, and such a run is never ended here.
+        max_credits: The most that the run may cost; None: what ``context`` says.
+        around: The pool of the run around it, if there is one.
+
+    Raises:
+        RunEndedError: the run around has ended.
+        StoreUnavailableError: the store is away.
+        InvalidAmountError: ``max_credits`` is no amount.
+    """
+
+    def __init__(
+        self, service: SyncCreditService, context: RequestContext, max_credits: Amount | None, around: RunPool | None
+    ) -> None:
+        #: The context that the run's work is to be done in.
+        self.context: RequestContext = context.capped(max_credits)
+        #: Whether :meth:`end` was called.
+        self.is_over = False
+        self._service = service
+        self._named = context.run_id is not None
+        self._ends = max_credits is not None and not self._named
+        if around is None or around.is_over or around.context.run_id != context.run_id:
+            return
+        if max_credits is None or context.dry_run:
+            self.context = context
+            return
+        owner = context.organization_id
+        service.open_run(owner, context.run_id, max_credits=context.max_credits)
+        # The run around has a row now, if it had none.
+        around._ends = around._ends or not around._named
+        inner = service.open_run(owner, max_credits=max_credits, parent_run_id=context.run_id, partial=True)
+        self.context = replace(context, run_id=inner.run_id, max_credits=None)
+        self._ends = True
+
+    def end(self) -> None:
+        """The run is over: what it did not use goes back. Never raises: the work is done, and it ends by itself too."""
+        self.is_over = True
+        if not self._ends or self.context.run_id is None:
+            return
+        try:
+            self._service.end_run(self.context.run_id, organization_id=self.context.organization_id)
+        except (AccountNotFoundError, RunNotFoundError):
+            logger.debug("agentcredits: nothing was charged in run %s", self.context.run_id)
+        except CreditsError:
+            logger.exception("agentcredits: run %s was not ended; it ends by itself", self.context.run_id)

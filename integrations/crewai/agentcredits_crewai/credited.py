@@ -7,7 +7,6 @@ import contextvars
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from crewai import Crew
@@ -20,6 +19,7 @@ from agentcredits import (
     DryRunNotSupportedError,
     MissingContextError,
     RequestContext,
+    RunPool,
     SyncCreditService,
     agreed_context,
     current_context,
@@ -162,24 +162,9 @@ def _begin(crew: Any, inputs: Any) -> Run | None:
             f"the context asks for a dry run, and the LLM calls of this {type(crew).__name__} would be charged.",
             context={"action": terms.llm_action},
         )
-    run = Run(crew, terms, *_pool(terms, context, outer), outer)
+    run = Run(crew, terms, RunPool(terms.service, context, terms.max_credits, getattr(outer, "pool", None)), outer)
     terms.runs[:] = [*terms.runs[-7:], run]
     return run
-
-
-def _pool(terms: Terms, context: RequestContext, outer: Run | None) -> tuple[RequestContext, bool]:
-    """The context of a run, and whether the run is this kickoff's own: then it ends with it.
-
-    A cap inside another credited run is a part of that one's pool: what it has left, if that is less.
-    """
-    own = context.run_id is None
-    around = outer is not None and not outer.is_over and outer.context.run_id == context.run_id
-    if terms.max_credits is None or own or not around or context.dry_run:
-        return context.capped(terms.max_credits), own
-    owner, around_id = context.organization_id, context.run_id
-    terms.service.open_run(owner, around_id, max_credits=context.max_credits)
-    inner = terms.service.open_run(owner, max_credits=terms.max_credits, parent_run_id=around_id, partial=True)
-    return replace(context, run_id=inner.run_id, max_credits=None), True
 
 
 def _payer(terms: Terms, inputs: Mapping[str, Any]) -> RequestContext:

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentcredits import (
-    AccountNotFoundError,
-    ModelCall,
-    ModelCalls,
-    RequestContext,
-    RunLog,
-    RunNotFoundError,
-    StoreUnavailableError,
-    SyncCreditService,
-    current_run,
-)
+from agentcredits import ModelCall, ModelCalls, RequestContext, RunLog, RunPool, SyncCreditService, current_run
 from agentcredits_crewai.errors import aborting
 
 logger = logging.getLogger("agentcredits")
@@ -63,18 +52,17 @@ class Run(RunLog):
     Args:
         owner: The crew or flow that was started.
         terms: What it is charged by.
-        context: Who pays; carries the run's cap.
-        own: Whether its run ends with it.
+        pool: Who pays, and what the run may cost.
         outer: The credited run around it.
     """
 
-    def __init__(self, owner: object, terms: Terms, context: RequestContext, own: bool, outer: Run | None) -> None:
-        super().__init__(context.organization_id, context.run_id, outer=outer)
+    is_over = property(lambda self: self.pool.is_over)
+
+    def __init__(self, owner: object, terms: Terms, pool: RunPool, outer: Run | None) -> None:
+        super().__init__(pool.context.organization_id, pool.context.run_id, outer=outer)
         self.owner = owner
         self.terms = terms
-        self.context = context
-        self.own = own
-        self.is_over = False
+        self.pool = pool
         self._ends = ["once"]
         self.calls = ModelCalls(
             self, terms.service, agent_type=terms.agent_type, action=terms.llm_action, rate=terms.rate
@@ -102,23 +90,13 @@ class Run(RunLog):
             self._ends.pop()
         except IndexError:
             return
-        self.is_over = True
         self.settle_earlier(lambda _subject: True)
-        if self.own:
-            self._end()
+        self.pool.end()
         if self.terms.on_run is not None:
             try:
                 self.terms.on_run(self)
             except Exception:
                 logger.exception("agentcredits: on_run= failed; what was booked stands")
-
-    def _end(self) -> None:
-        """What the run did not use goes back; by itself after a while, should that fail."""
-        with suppress(RunNotFoundError, AccountNotFoundError):  # nothing was charged under a cap
-            try:
-                self.terms.service.end_run(self.context.run_id or "", organization_id=self.organization_id)
-            except StoreUnavailableError:
-                logger.exception("agentcredits: run %s was not ended; it ends by itself", self.context.run_id)
 
 
 def run_here() -> Run | None:
