@@ -19,7 +19,6 @@ from agentcredits import (
     DryRunNotSupportedError,
     MissingContextError,
     RequestContext,
-    RunPool,
     SyncCreditService,
     agreed_context,
     current_context,
@@ -162,7 +161,7 @@ def _begin(crew: Any, inputs: Any) -> Run | None:
             f"the context asks for a dry run, and the LLM calls of this {type(crew).__name__} would be charged.",
             context={"action": terms.llm_action},
         )
-    run = Run(crew, terms, RunPool(terms.service, context, terms.max_credits, getattr(outer, "pool", None)), outer)
+    run = Run(crew, terms, context, outer)
     terms.runs[:] = [*terms.runs[-7:], run]
     return run
 

@@ -52,17 +52,17 @@ class Run(RunLog):
     Args:
         owner: The crew or flow that was started.
         terms: What it is charged by.
-        pool: Who pays, and what the run may cost.
+        context: Who pays.
         outer: The credited run around it.
     """
 
     is_over = property(lambda self: self.pool.is_over)
 
-    def __init__(self, owner: object, terms: Terms, pool: RunPool, outer: Run | None) -> None:
-        super().__init__(pool.context.organization_id, pool.context.run_id, outer=outer)
+    def __init__(self, owner: object, terms: Terms, context: RequestContext, outer: Run | None) -> None:
+        self.pool = RunPool(terms.service, context, terms.max_credits, getattr(outer, "pool", None))
+        super().__init__(context.organization_id, self.pool.context.run_id, outer=outer)
         self.owner = owner
         self.terms = terms
-        self.pool = pool
         self._ends = ["once"]
         self.calls = ModelCalls(
             self, terms.service, agent_type=terms.agent_type, action=terms.llm_action, rate=terms.rate
