@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         ReservationInUseError,
         ReservationNotFoundError,
         ReservationUnknownError,
+        RunEndedError,
+        RunNotFoundError,
         SchemaError,
         ServiceClosedError,
         SettlementFailedError,
@@ -94,6 +96,8 @@ if TYPE_CHECKING:
         RepairReport,
         ReservationRecord,
         ReservationState,
+        RunRecord,
+        RunStatus,
         SimulationLine,
         SimulationReport,
         SweepReport,
@@ -121,6 +125,7 @@ if TYPE_CHECKING:
         current_run,
         set_place,
     )
+    from agentcredits.runs import RunPool, use_run
     from agentcredits.service import CreditService, SyncCreditService, configure, default_service
     from agentcredits.settings import Settings
     from agentcredits.tool_meter import ToolMeter
@@ -202,7 +207,12 @@ __all__ = [
     "ReservationRecord",
     "ReservationState",
     "ReservationUnknownError",
+    "RunEndedError",
     "RunLog",
+    "RunNotFoundError",
+    "RunPool",
+    "RunRecord",
+    "RunStatus",
     "RunSummary",
     "SchemaError",
     "ServiceClosedError",
@@ -246,6 +256,7 @@ __all__ = [
     "token_dimensions",
     "track_agent_usage",
     "use_context",
+    "use_run",
 ]
 
 #: Where each public name lives.
@@ -287,6 +298,8 @@ _HOMES = {
         "ReservationInUseError",
         "ReservationNotFoundError",
         "ReservationUnknownError",
+        "RunEndedError",
+        "RunNotFoundError",
         "SchemaError",
         "ServiceClosedError",
         "SettlementFailedError",
@@ -351,6 +364,8 @@ _HOMES = {
         "ReservationState",
         "SimulationLine",
         "SimulationReport",
+        "RunRecord",
+        "RunStatus",
         "SweepReport",
         "Transaction",
         "TransactionType",
@@ -365,6 +380,7 @@ _HOMES = {
     "rules.price_entries": ("PriceEntry",),
     "rules.price_rules": ("PriceRule", "token_dimensions"),
     "rules.windows": ("Window",),
+    "runs": ("RunPool", "use_run"),
     "service": ("CreditService", "SyncCreditService", "configure", "default_service"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from agentcredits._once import key_of_call
 from agentcredits.amounts import to_micros
 from agentcredits.context import RequestContext, Surroundings, merge_metadata, surround
 from agentcredits.errors import (
@@ -155,6 +156,8 @@ class Call:
         metadata = merge_metadata(context, self._metadata())
         if price.pricing is Pricing.UNPRICED:
             _warn_unpriced(self._agent_type, meter.action)
+        once = meter.charge == "once_per_args"
+        key = key_of_call(meter, context, self._agent_type, self._args, self._kwargs) if once else None
         try:
             self._hold = yield from core.reserve(
                 organization_id=context.organization_id,
@@ -166,8 +169,10 @@ class Call:
                 metadata=metadata,
                 scopes=context.scopes,
                 ttl=meter.ttl,
-                explicit_amount=offer.estimated,
+                # Of a call that was charged before, the price no longer matters.
+                explicit_amount=offer.estimated and not once,
                 overage=Overage(meter.overage),
+                idempotency_key=key,
             )
         except (InsufficientCreditsError, CreditLimitExceededError) as refusal:
             if meter.on_exhausted == "raise":
@@ -249,7 +254,8 @@ class Call:
             instance=self._instance,
             function=self._meter.original,
             layer=self._meter,
-            charged=hold is not None and hold.pricing is not Pricing.UNPRICED,
+            # What was charged before (once_per_args) includes nothing now.
+            charged=hold is not None and hold.pricing is not Pricing.UNPRICED and not hold.replayed,
             parent=self._outer,
         )
         self.surroundings = surround(self._context, self._mark)

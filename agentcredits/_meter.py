@@ -62,6 +62,8 @@ class Meter:
         on_exhausted: Literal["raise", "dry_run"] | Callable[[DryRunResult], Any] = "raise",
         on_close: Literal["estimate", "actual", "release"] = "estimate",
         unpriced: Literal["deny", "record"] = "deny",
+        charge: Literal["every_call", "once_per_args"] = "every_call",
+        key: Callable[..., object] | None = None,
         service: Service | None = None,
         ttl: timedelta | None = None,
         overage: Literal["cap", "overdraft"] = "cap",
@@ -84,6 +86,8 @@ class Meter:
         self.on_exhausted = on_exhausted
         self.on_close = on_close
         self.unpriced = unpriced
+        self.charge = charge
+        self.key = key
         self.service = service
         self.ttl = ttl
         self.overage = overage
@@ -98,6 +102,11 @@ class Meter:
         _one_of("on_close", self.on_close, ("estimate", "actual", "release"))
         _one_of("overage", self.overage, ("cap", "overdraft"))
         _one_of("unpriced", self.unpriced, ("record", "deny"))
+        _one_of("charge", self.charge, ("every_call", "once_per_args"))
+        if self.key is not None and not callable(self.key):
+            raise ConfigurationError("key must be a function of the arguments: key=lambda ...: ...")
+        if self.key is not None and self.charge != "once_per_args":
+            raise ConfigurationError('key goes with charge="once_per_args".')
         if self.actual is not None and not callable(self.actual):
             raise ConfigurationError("actual must be a function of the result: actual=lambda result: ...")
         if self.on_close == "actual" and self.actual is None:

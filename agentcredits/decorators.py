@@ -114,6 +114,8 @@ def consume_credits(
     nested: Literal["charge", "included"] = "charge",
     on_exhausted: Literal["raise"] = "raise",
     on_close: Literal["estimate", "actual", "release"] = "estimate",
+    charge: Literal["every_call", "once_per_args"] = "every_call",
+    key: Callable[..., object] | None = None,
     service: Service | None = None,
     ttl: timedelta | None = None,
     overage: Literal["cap", "overdraft"] = "cap",
@@ -133,6 +135,8 @@ def consume_credits(
     nested: Literal["charge", "included"] = "charge",
     on_exhausted: Literal["dry_run"],
     on_close: Literal["estimate", "actual", "release"] = "estimate",
+    charge: Literal["every_call", "once_per_args"] = "every_call",
+    key: Callable[..., object] | None = None,
     service: Service | None = None,
     ttl: timedelta | None = None,
     overage: Literal["cap", "overdraft"] = "cap",
@@ -152,6 +156,8 @@ def consume_credits(
     nested: Literal["charge", "included"] = "charge",
     on_exhausted: Callable[[DryRunResult], Awaitable[F]],
     on_close: Literal["estimate", "actual", "release"] = "estimate",
+    charge: Literal["every_call", "once_per_args"] = "every_call",
+    key: Callable[..., object] | None = None,
     service: Service | None = None,
     ttl: timedelta | None = None,
     overage: Literal["cap", "overdraft"] = "cap",
@@ -171,6 +177,8 @@ def consume_credits(
     nested: Literal["charge", "included"] = "charge",
     on_exhausted: Callable[[DryRunResult], F],
     on_close: Literal["estimate", "actual", "release"] = "estimate",
+    charge: Literal["every_call", "once_per_args"] = "every_call",
+    key: Callable[..., object] | None = None,
     service: Service | None = None,
     ttl: timedelta | None = None,
     overage: Literal["cap", "overdraft"] = "cap",
@@ -189,6 +197,8 @@ def consume_credits(
     nested: Literal["charge", "included"] = "charge",
     on_exhausted: Literal["raise", "dry_run"] | Callable[[DryRunResult], Any] = "raise",
     on_close: Literal["estimate", "actual", "release"] = "estimate",
+    charge: Literal["every_call", "once_per_args"] = "every_call",
+    key: Callable[..., object] | None = None,
     service: Service | None = None,
     ttl: timedelta | None = None,
     overage: Literal["cap", "overdraft"] = "cap",
@@ -214,6 +224,11 @@ def consume_credits(
             function of that plan returns (awaited in async functions). Anything but "raise" also lets
             ``RequestContext(dry_run=True)`` run the action dry.
         on_close: What a generator that is closed early is charged: the hold, ``actual`` of the items, or nothing.
+        charge: ``"once_per_args"`` charges the first call with the same arguments in a run (``run_id`` of the context)
+            and no other, in whatever process. It removes the charge, not the call: every call runs, and costs what it
+            costs at a provider. The arguments (without ``self``) must be JSON. A first call that failed was given
+            back, so the next one is charged; one that was refunded stays charged.
+        key: With ``"once_per_args"``: a function of the arguments that gives JSON to tell calls apart by instead.
         service: Who pays; ``BaseCrew.credit_service``, else ``default_service()`` when left out.
         ttl: How long the hold lives without being renewed; the setting's when left out.
         overage: What ``actual`` above the hold takes: what is available, or what the account's line lends too.
@@ -222,8 +237,10 @@ def consume_credits(
         ConfigurationError: arguments that do not fit the function.
 
     The decorated function raises:
-        MissingContextError: nobody says who pays.
+        MissingContextError: nobody says who pays, or ("once_per_args") in which run.
         UnpricedActionError: no price and no ``estimate``.
+        ReservationInUseError: "once_per_args", and a call with the same arguments is still running.
+        InvalidInputError: "once_per_args", and the arguments are no JSON.
         InsufficientCreditsError: too few credits.
         DryRunNotSupportedError: the context asks for a dry run that this action does not declare.
         StoreUnavailableError: the store is away; the body did not run.
@@ -255,6 +272,8 @@ def consume_credits(
                 nested=nested,
                 on_exhausted=on_exhausted,
                 on_close=on_close,
+                charge=charge,
+                key=key,
                 service=service,
                 ttl=ttl,
                 overage=overage,

@@ -149,6 +149,23 @@ class CreditLimitExceededError(CreditsError):
     default_limit_source = "limit"
 
 
+class RunEndedError(CreditLimitExceededError):
+    """The run has ended: what is held in it still settles, nothing new begins in it."""
+
+    code = "run_ended"
+    http_status = 409
+    default_message = "The run has ended."
+    default_limit_source = "run"
+
+
+class RunNotFoundError(CreditsError):
+    """No such run in this organization."""
+
+    code = "run_not_found"
+    http_status = 404
+    default_message = "No such run."
+
+
 class LimitNotFoundError(CreditsError):
     """The organization has no such limit (another organization's answers the same)."""
 

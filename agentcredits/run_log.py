@@ -85,6 +85,8 @@ class RunSummary:
     organization_id: str
     run_id: str | None
     lines: tuple[SummaryLine, ...]
+    #: The runs inside, in the order in which they began; their lines are among these too.
+    children: tuple[RunSummary, ...] = ()
 
     def total(self, kind: Kind) -> Decimal:
         """Credits of one kind."""
@@ -118,7 +120,8 @@ class RunSummary:
         data |= {kind: self.total(kind) for kind in KINDS}
         data |= {f"by_{name}": self.by(name) for name in groups}
         data["lines"] = [asdict(line) for line in self.lines]
-        return cast(dict[str, Any], _plain(data))
+        plain = cast(dict[str, Any], _plain(data))
+        return plain | {"children": [child.as_dict() for child in self.children]}
 
     def __rich__(self) -> Table:
         from rich.table import Table
@@ -132,7 +135,14 @@ class RunSummary:
             table.add_row(line.agent or "", line.task or "", what, result, f"{line.amount:f}")
         table.add_section()
         table.add_row("", "", "", "charged", f"{self.charged:f}")
+        for level, child in self._inside():
+            table.add_row("", "", f"{'  ' * level}run {child.run_id or ''}".rstrip(), "of it", f"{child.charged:f}")
         return table
+
+    def _inside(self, level: int = 0) -> Iterator[tuple[int, RunSummary]]:
+        for child in self.children:
+            yield level, child
+            yield from child._inside(level + 1)
 
 
 class RunLog:
@@ -149,7 +159,10 @@ class RunLog:
         self.run_id = run_id
         self.outer = outer
         self._lines: list[SummaryLine] = []
+        self._children: list[RunLog] = []
         self._denied: Exception | None = None
+        if outer is not None:
+            outer._children.append(self)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -157,6 +170,8 @@ class RunLog:
         around = _log.get()
         if self.outer is None and around is not self:
             self.outer = around
+            if around is not None:
+                around._children.append(self)
         token = _log.set(self)
         try:
             yield
@@ -165,7 +180,8 @@ class RunLog:
 
     def summary(self) -> RunSummary:
         """What the run cost so far, runs inside it included."""
-        return RunSummary(self.organization_id, self.run_id, tuple(self._lines))
+        children = tuple(child.summary() for child in self._children)
+        return RunSummary(self.organization_id, self.run_id, tuple(self._lines), children)
 
     def record(
         self,

@@ -23,6 +23,7 @@ from agentcredits.cli.observe import observe
 from agentcredits.cli.output import print_error
 from agentcredits.cli.parameters import DatabaseOption, JsonOption
 from agentcredits.cli.reservations import reservations
+from agentcredits.cli.runs import runs
 from agentcredits.cli.target import Options
 from agentcredits.errors import AgentCreditsWarning, CreditsError
 from agentcredits.store.faults import translate
@@ -82,6 +83,7 @@ app.add_typer(bulk, name="bulk", rich_help_panel=_CREDITS)
 app.add_typer(media, name="media", rich_help_panel=_CREDITS)
 app.add_typer(accounts, name="accounts", rich_help_panel=_CONTROL)
 app.add_typer(limits, name="limits", rich_help_panel=_CONTROL)
+app.add_typer(runs, name="runs", rich_help_panel=_CONTROL)
 app.add_typer(costs, name="costs", rich_help_panel=_CONTROL)
 app.add_typer(observe, name="observe", rich_help_panel=_CONTROL)
 purge.register(app, _CONTROL)

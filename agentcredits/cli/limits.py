@@ -58,7 +58,9 @@ def list_limits(
     organization: OrganizationArgument,
     scope: ScopeOption = None,
     scope_id: ScopeIdOption = None,
-    runs: Annotated[bool, typer.Option("--runs", help="The caps of runs, which are not listed otherwise.")] = False,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="The limits of runs, which are not listed otherwise (caps: runs list).")
+    ] = False,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:

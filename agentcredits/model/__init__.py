@@ -30,6 +30,7 @@ from agentcredits.model.records import (
     Scopes,
     Transaction,
 )
+from agentcredits.model.runs import RunRecord
 from agentcredits.model.simulation import LimitEffect, NotRepriced, PlannedLimit, SimulationLine, SimulationReport
 from agentcredits.model.upkeep import ErasureReport, PurgeReport
 from agentcredits.model.usage import UsageLine, UsageReport
@@ -43,6 +44,7 @@ from agentcredits.model.words import (
     Overage,
     Pricing,
     ReservationState,
+    RunStatus,
     TransactionType,
 )
 
@@ -84,6 +86,8 @@ __all__ = [
     "RepairReport",
     "ReservationRecord",
     "ReservationState",
+    "RunRecord",
+    "RunStatus",
     "Scopes",
     "SimulationLine",
     "SimulationReport",

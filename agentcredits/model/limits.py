@@ -76,7 +76,7 @@ class LimitCrossing:
     Args:
         organization_id: Whose.
         id: The record's id.
-        limit_id: The limit.
+        limit_id: The limit; '' where it is the cap of a run.
         scope: Its scope.
         scope_id: Whose counter.
         unit: Its unit.

@@ -72,7 +72,7 @@ class Pricing(StrEnum):
 
 
 class LimitScope(StrEnum):
-    """What a limit is for; ``RUN`` is the cap of one run (``RequestContext.max_credits``)."""
+    """What a limit is for; ``RUN``: one run (whose ``max_credits`` is no limit, but refuses as ``"run"`` too)."""
 
     ORGANIZATION = "organization"
     DEPARTMENT = "department"
@@ -81,6 +81,13 @@ class LimitScope(StrEnum):
     AGENT_TYPE = "agent_type"
     ACTION = "action"
     RUN = "run"
+
+
+class RunStatus(StrEnum):
+    """OPEN takes charges and holds; in an ENDED run only open holds settle."""
+
+    OPEN = "open"
+    ENDED = "ended"
 
 
 class LimitUnit(StrEnum):

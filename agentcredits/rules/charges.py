@@ -21,7 +21,7 @@ from agentcredits.model import (
     Pricing,
     TransactionType,
 )
-from agentcredits.rules import accounts, burn_down, limits, overdraft, refusals
+from agentcredits.rules import accounts, burn_down, limits, overdraft, refusals, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
@@ -49,9 +49,10 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
     capped = operation.overage is not Overage.REJECT
     counters = limits.of_spending(ledger, operation.activity, now)
-    observed = admit(ledger, operation, counters, usable, now, capped=capped)
+    pool = runs.of_spending(ledger, operation.activity, now)
+    observed = admit(ledger, operation, counters, pool, usable, now, capped=capped)
     wanted = 0 if observed else amount
-    most = limits.room(counters)
+    most = runs.least(limits.room(counters), None if pool is None else pool.room(ledger))
     if most is not None and wanted > most:
         # Only a capped charge gets here: any other was refused.
         wanted = most
@@ -82,7 +83,9 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     )
     if not observed:
         limits.keep(ledger, counters)
+        runs.keep(ledger, pool)
         limits.book(ledger, row, now)
+        runs.book(ledger, row, now)
     remember(ledger, operation, now)
     return Outcome(row)
 
@@ -101,17 +104,18 @@ def admit(
     ledger: Ledger,
     operation: ops.Spending,
     counters: Sequence[limits.Counter],
+    pool: runs.Pool | None,
     usable: Sequence[GrantState],
     now: datetime,
     *,
     capped: bool = False,
 ) -> bool:
-    """Whether the account's status, limits, then credits allow it; True: no, but mode "observe" lets it pass and
-    records why.
+    """Whether the account's status, its run, limits, then credits allow it; True: no, but mode "observe" lets it pass
+    and records why.
 
     Raises:
         AccountFrozenError: the account is frozen or closed.
-        CreditLimitExceededError: a limit refuses it.
+        CreditLimitExceededError: its run or a limit refuses it.
         InsufficientCreditsError: the usable grants are short of it (unless ``capped``).
     """
     amount = operation.amount_micros
@@ -119,6 +123,7 @@ def admit(
     if error is None:
         try:
             accounts.refuse_unless_open(account_of(ledger))
+            runs.check(ledger, pool, amount, operation.activity, capped=capped)
             limits.check(ledger, counters, amount, operation.activity, capped=capped)
             available = sum(grant.remaining_micros for grant in usable)
             if amount > available and not capped:
@@ -197,6 +202,7 @@ def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:
         reason=operation.reason,
     )
     limits.unbook(ledger, charge, amount, now)
+    runs.unbook(ledger, charge, amount, now)
     ledger.refunds.setdefault(charge.id, []).append(row)
     for allocation in to_grants:
         grant = ledger.grants[grant_of(allocation)]

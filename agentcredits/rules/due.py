@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from agentcredits.model import GrantStatus, ReservationState
-from agentcredits.rules import limits, overdraft
+from agentcredits.rules import limits, overdraft, runs
 from agentcredits.rules.entries import account_of, end_grant, give_back, next_event
 from agentcredits.rules.state import OPEN_STATES, AccountState, GrantState, HoldState, Ledger
 
@@ -63,6 +63,7 @@ def _expire_hold(ledger: Ledger, hold: HoldState, now: datetime) -> None:
     unknown = hold.state is ReservationState.UNKNOWN
     give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
     limits.let_go(ledger, hold)
+    runs.let_go(ledger, hold, hold.expires_at)
     ledger.touch_hold(hold)
     hold.state = ReservationState.EXPIRED
     hold.settled_at = hold.expires_at

@@ -17,7 +17,7 @@ from agentcredits.model import (
     ReservationState,
     TransactionType,
 )
-from agentcredits.rules import burn_down, limits, overdraft, refusals
+from agentcredits.rules import burn_down, limits, overdraft, refusals, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.charges import admit, merge, refuse_unpriced
 from agentcredits.rules.entries import (
@@ -45,7 +45,8 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
     amount = operation.amount_micros
     usable = burn_down.usable(ledger.grants.values(), now) if amount else []
     counters = limits.of_spending(ledger, operation.activity, now)
-    observed = admit(ledger, operation, counters, usable, now)
+    pool = runs.of_spending(ledger, operation.activity, now)
+    observed = admit(ledger, operation, counters, pool, usable, now)
     allocations = () if observed else burn_down.take(usable, amount)
     held = sum(allocation.amount_micros for allocation in allocations)
     for allocation in allocations:
@@ -76,7 +77,8 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
     )
     if not observed:
         limits.keep(ledger, counters)
-        hold.limits = limits.hold(ledger, counters, held)
+        runs.keep(ledger, pool)
+        hold.limits = limits.hold(ledger, counters, held) + runs.hold(ledger, pool, held, now)
     ledger.holds[hold.id] = hold
     ledger.changes.new_holds.add(hold.id)
     account.note_due(hold.expires_at)
@@ -148,11 +150,16 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
         account.reserved_micros -= allocation.amount_micros
     if not late:
         limits.let_go(ledger, hold)
+        runs.let_go(ledger, hold, now)
     extra: tuple[Allocation, ...] = ()
     if requested > charged and not hold.observed:
         usable = burn_down.usable(ledger.grants.values(), now)
         wanted = requested - charged
-        most = limits.room(limits.counters(ledger, limits.places_of_record(hold), now))
+        run = runs.of_record(ledger, hold)
+        most = runs.least(
+            limits.room(limits.counters(ledger, limits.places_of_record(hold), now)),
+            None if run is None else runs.room(ledger, run),
+        )
         if most is not None:
             wanted = min(wanted, max(0, most - charged))
         extra = overdraft.take(account, usable, wanted, operation.overage)
@@ -186,6 +193,7 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
         )
         hold.transaction_id = row.id
         limits.book(ledger, row, now)
+        runs.book(ledger, row, now)
     hold.requested_micros = requested
     hold.charged_micros = charged
     hold.uncollected_micros = requested - charged
@@ -208,6 +216,7 @@ def release(ledger: Ledger, operation: ops.Release, now: datetime) -> Outcome:
         return Outcome(hold, replayed=True)
     give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
     limits.let_go(ledger, hold)
+    runs.let_go(ledger, hold, now)
     ledger.touch_hold(hold)
     hold.state = ReservationState.RELEASED
     hold.settled_at = now

@@ -27,9 +27,6 @@ from agentcredits.rules.windows import Window
 #: Thresholds are parts of this.
 WHOLE = 10_000
 
-#: A run's cap warns when half, and when four fifths of it are spent.
-CAP_WARN_AT = (5_000, 8_000)
-
 #: The text of the window of a run's cap.
 LIFETIME = str(Window.lifetime())
 
@@ -174,37 +171,26 @@ def window_of(limit: LimitState, now: datetime) -> tuple[datetime | None, dateti
 
 
 def of_spending(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[Counter]:
-    """The counters that a charge or hold moves; the cap that its run brings along is one of them.
+    """The counters that a charge or hold moves.
 
-    Nothing is kept before ``keep``: a refusal leaves no trace.
+    A cap that its run brings along changes the limit of that run, where it has one: caps were limits before runs had
+    pools. Nothing is kept before ``keep``: a refusal leaves no trace.
     """
     cap, run_id = activity.scopes.run_max_micros, activity.scopes.run_id
     found = counters(ledger, places_of_activity(activity), now) if ledger.limits else []
-    if cap is None or run_id is None:
-        return found
+    known = None if cap is None or run_id is None else cap_of(ledger, run_id)
     for counter in found:
-        limit = counter.limit
-        if (limit.scope, limit.scope_id, limit.unit, limit.window_text) == _cap_place(run_id):
-            if (limit.amount, limit.mode) != (cap, LimitMode.HARD):
-                counter.limit = replace(limit, amount=cap, mode=LimitMode.HARD)
-            return found
-    limit = LimitState(
-        id=new_id(),
-        scope=LimitScope.RUN,
-        scope_id=run_id,
-        unit=LimitUnit.CREDITS,
-        window_text=LIFETIME,
-        amount=cap,
-        mode=LimitMode.HARD,
-        warn_at=CAP_WARN_AT if cap else (),
-        created_at=now,
-        counts_from_seq=account_of(ledger).last_seq,
-    )
-    return [*found, Counter(limit, UsageState(limit.id, run_id))]
+        if counter.limit is known and cap is not None and (known.amount, known.mode) != (cap, LimitMode.HARD):
+            counter.limit = replace(known, amount=cap, mode=LimitMode.HARD)
+    return found
 
 
-def _cap_place(run_id: str) -> tuple[LimitScope, str, LimitUnit, str]:
-    return (LimitScope.RUN, run_id, LimitUnit.CREDITS, LIFETIME)
+def cap_of(ledger: Ledger, run_id: str) -> LimitState | None:
+    """The limit that caps a run, where it has one."""
+    for limit in ledger.limits_at.get((LimitScope.RUN, run_id), []):
+        if limit.unit is LimitUnit.CREDITS and limit.window_text == LIFETIME:
+            return limit
+    return None
 
 
 def check(
@@ -270,11 +256,8 @@ def room(found: Sequence[Counter]) -> int | None:
 def keep(ledger: Ledger, found: Sequence[Counter]) -> None:
     """Keep the cap that a run brought along, now that its charge or hold goes through."""
     for counter in found:
-        known = ledger.limits.get(counter.limit.id)
-        if known is None:
-            ledger.add_limit(counter.limit)
-            ledger.changes.new_limits.add(counter.limit.id)
-        elif known is not counter.limit:
+        known = ledger.limits[counter.limit.id]
+        if known is not counter.limit:
             known.amount, known.mode = counter.limit.amount, counter.limit.mode
             counter.limit = known
             _note_changed(ledger, known)
@@ -318,7 +301,7 @@ def book(ledger: Ledger, row: Row, now: datetime) -> None:
         counter.usage.spent += units
         ledger.touch_usage(counter.usage)
         if counter.speaks and counter.limit.unusable is None:
-            _record_crossings(ledger, counter, before, row, now)
+            record_crossings(ledger, counter, before, row, now)
 
 
 def unbook(ledger: Ledger, charge: Row, amount_micros: int, now: datetime) -> None:
@@ -335,7 +318,8 @@ def unbook(ledger: Ledger, charge: Row, amount_micros: int, now: datetime) -> No
             ledger.touch_usage(usage)
 
 
-def _record_crossings(ledger: Ledger, counter: Counter, before: int, row: Row, now: datetime) -> None:
+def record_crossings(ledger: Ledger, counter: Counter, before: int, row: Row, now: datetime) -> None:
+    """Record the thresholds that a counter reached on its way from ``before``."""
     limit, usage = counter.limit, counter.usage
     lines = limit.warn_at if limit.mode is LimitMode.HARD else (*limit.warn_at, WHOLE + 1)
     if not lines:

@@ -281,6 +281,35 @@ class RemoveLimit(Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun(Operation):
+    """Open a run, or change the one that is open under this id.
+
+    Args:
+        run_id: Whose pool.
+        parent_run_id: The run around it.
+        cap_micros: Its cap; inside another run carved out of that one's pool. None: as it is, else none of its own.
+        borrows: Whether it goes on from the run around when its carve-out is used up. None: as it is, else no.
+        partial: Let it open with what the run around has left, when that is less than the cap.
+        ttl: How long nothing may happen in it until it ends. None: as it is, else the default.
+    """
+
+    run_id: str
+    parent_run_id: str | None = None
+    cap_micros: int | None = None
+    borrows: bool | None = None
+    partial: bool = False
+    ttl: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRun(Operation):
+    """End a run and those inside it."""
+
+    run_id: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expire(Operation):
     """Book what is due and nothing else."""
 

@@ -20,9 +20,10 @@ from agentcredits.rules.state import (
     Ledger,
     LimitState,
     Row,
+    RunState,
 )
 
-Record = AccountState | GrantState | HoldState | LimitState | Row
+Record = AccountState | GrantState | HoldState | LimitState | Row | RunState
 
 
 @dataclass(frozen=True, slots=True)

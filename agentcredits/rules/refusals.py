@@ -18,7 +18,7 @@ from agentcredits.errors import (
 )
 from agentcredits.model import AccountStatus, LimitScope, LimitUnit
 from agentcredits.rules.operations import Activity, KeyedOperation
-from agentcredits.rules.state import AccountState, HoldState, LimitState, UsageState
+from agentcredits.rules.state import AccountState, HoldState, LimitState, RunState, UsageState
 
 
 def account_not_found(organization_id: str) -> AccountNotFoundError:
@@ -160,6 +160,70 @@ def limit_exceeded(
                 "action": "raise_limit",
                 "limit_id": limit.id,
                 "amount": in_unit(limit.unit, usage.spent + usage.held + needed),
+            },
+        ),
+    )
+
+
+def run_exceeded(
+    organization_id: str, run: RunState, cap_micros: int, needed_micros: int, amount_micros: int, activity: Activity
+) -> CreditLimitExceededError:
+    """A run's pool refuses: what it used, holds and gave to the runs inside it.
+
+    Args:
+        organization_id: Whose.
+        run: The run that stands in the way: the action's own, or one around it.
+        cap_micros: Its cap.
+        needed_micros: What it would have to bear.
+        amount_micros: What the action needs (more, when runs inside bear a part of it).
+        activity: What for.
+    """
+    left = max(0, cap_micros - run.used_micros)
+    held_in_the_way = needed_micros <= cap_micros - run.spent_micros - run.inner_spent_micros
+    suggestions = []
+    if held_in_the_way:
+        suggestions.append(
+            f"Work that is still running holds {_count(from_micros(run.held_micros), 'credit')}, and the runs inside"
+            f" claim {_count(from_micros(run.carved_micros), 'credit')}: wait until they end, then try again."
+        )
+    if left:
+        suggestions.append("Choose a smaller or cheaper action.")
+    suggestions.append(f"Raise max_credits of run {run.run_id}.")
+    spent, held, carved, cap = map(from_micros, (run.spent_micros, run.held_micros, run.carved_micros, cap_micros))
+    return CreditLimitExceededError(
+        f"run {run.run_id} of organization {organization_id} may use {_count(cap, 'credit')}: {spent:f} are spent,"
+        f" {held:f} held, {carved:f} claimed by the runs inside it, {from_micros(left):f} left;"
+        f" {activity.action or 'the charge'} needs {from_micros(needed_micros):f}.",
+        reason="limit_held" if held_in_the_way else "limit_reached",
+        limit_source=LimitScope.RUN.value,
+        retryable=held_in_the_way,
+        context={
+            "organization_id": organization_id,
+            "agent_type": activity.agent_type,
+            "action": activity.action,
+            "limit_id": None,
+            "scope": LimitScope.RUN.value,
+            "scope_id": run.run_id,
+            "run_id": run.run_id,
+            "unit": LimitUnit.CREDITS.value,
+            "window": "lifetime",
+            "window_start": None,
+            "resets_at": None,
+            "limit": cap,
+            "spent": spent,
+            "held": held,
+            "carved": carved,
+            "left": from_micros(left),
+            "required": from_micros(needed_micros),
+            "amount": from_micros(amount_micros),
+            "also_refused_by": [],
+        },
+        suggestions=suggestions,
+        fixes=(
+            {
+                "action": "raise_max_credits",
+                "run_id": run.run_id,
+                "amount": from_micros(run.used_micros + needed_micros),
             },
         ),
     )

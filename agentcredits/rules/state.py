@@ -21,6 +21,7 @@ from agentcredits.model import (
     LimitUnit,
     Pricing,
     ReservationState,
+    RunStatus,
     TransactionType,
 )
 from agentcredits.rules.operations import Activity
@@ -132,7 +133,7 @@ class HoldState:
     reason: str | None = None
     provider: str | None = None
     provider_reference: str | None = None
-    #: The limits that count it.
+    #: The limits that count it; ``runs.POOL`` among them: so does the pool of its run.
     limits: tuple[str, ...] = ()
     #: Mode "observe" let it pass although it would have been refused: it holds and charges nothing.
     observed: bool = False
@@ -216,6 +217,57 @@ class UsageState:
     warned_amount: int = 0
 
 
+@dataclass(slots=True)
+class RunState:
+    """A run's row. What is ``carved`` are the claims of the runs inside: theirs, whatever they use of it."""
+
+    run_id: str
+    #: The outermost run of its tree; its own id for that one.
+    root_run_id: str
+    created_at: datetime
+    #: When it ends, unless something happens in it before, is held in it, or a run inside it is open.
+    expires_at: datetime
+    ttl_seconds: int
+    parent_run_id: str | None = None
+    depth: int = 1
+    status: RunStatus = RunStatus.OPEN
+    #: None: no bound of its own; inside another run it uses that one's pool.
+    cap_micros: int | None = None
+    borrows: bool = False
+    spent_micros: int = 0
+    held_micros: int = 0
+    carved_micros: int = 0
+    #: What was charged in the runs inside.
+    inner_spent_micros: int = 0
+    open_children: int = 0
+    counts_from_seq: int = 0
+    #: The highest threshold recorded, in parts of 10,000, and the cap then.
+    warned: int = 0
+    warned_micros: int = 0
+    ended_at: datetime | None = None
+    reason: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes new charges and holds."""
+        return self.status is RunStatus.OPEN
+
+    @property
+    def used_micros(self) -> int:
+        """What is not free in its own pool."""
+        return self.spent_micros + self.held_micros + self.carved_micros
+
+    @property
+    def claim_micros(self) -> int:
+        """What the run around cannot use: the carve-out while it is open (more, when it borrowed), then its use."""
+        return max(self.cap_micros or 0, self.used_micros) if self.is_open else self.used_micros
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When it ends by time alone; None while it works or is over."""
+        return self.expires_at if self.is_open and not self.held_micros and not self.open_children else None
+
+
 @dataclass(frozen=True, slots=True)
 class Crossed:
     """A threshold of a limit that a charge reached; amounts in micro-credits or charges."""
@@ -267,6 +319,8 @@ class Changes:
     removed_limits: set[str] = field(default_factory=set)
     new_usage: set[tuple[str, str]] = field(default_factory=set)
     usage: set[tuple[str, str]] = field(default_factory=set)
+    new_runs: set[str] = field(default_factory=set)
+    runs: set[str] = field(default_factory=set)
     crossings: list[Crossed] = field(default_factory=list)
     denials: list[Denied] = field(default_factory=list)
     #: Holds whose time ended while the provider's verdict was awaited.
@@ -295,6 +349,8 @@ class Ledger:
     usage: dict[tuple[str, str], UsageState] = field(default_factory=dict)
     #: What was charged before, by scope id, for limits that are to count it: from the ledger, by the limit's place.
     existing: dict[tuple[str, str, str, str], dict[str, int]] = field(default_factory=dict)
+    #: The runs that the operations name, with those around them.
+    runs: dict[str, RunState] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
 
     def touch_grant(self, grant_id: str) -> GrantState:

@@ -22,6 +22,7 @@ from agentcredits.model import (
     Overage,
     ReservationRecord,
     ReservationState,
+    RunStatus,
     Transaction,
     TransactionType,
 )
@@ -76,6 +77,15 @@ def ttl(ttl: timedelta) -> timedelta:
     return ttl
 
 
+def age(value: timedelta, *, name: str) -> timedelta:
+    """A time that is past, of at least zero."""
+    if not isinstance(value, timedelta):
+        raise InvalidInputError(f"{name} must be a timedelta.", context={"parameter": name})
+    if not timedelta(0) <= value <= timedelta(days=36_600):
+        raise InvalidInputError(f"{name} must be at least zero and at most 100 years.", context={"parameter": name})
+    return value
+
+
 def overage(value: str | Overage | None, default: Overage) -> Overage:
     """The overage policy named, or the default."""
     return default if value is None else choice(Overage, value, name="overage")
@@ -98,7 +108,7 @@ def reason(value: object) -> str:
 
 
 T = TypeVar("T")
-C = TypeVar("C", GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, ReservationState, TransactionType)
+C = TypeVar("C", GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, ReservationState, RunStatus, TransactionType)
 
 
 def choice(kind: type[C], value: object, *, name: str) -> C:

@@ -24,6 +24,7 @@ from agentcredits.model import (
 )
 from agentcredits.rules.windows import Window
 from agentcredits.service.blocking_accounts import SyncAccountMethods
+from agentcredits.service.blocking_runs import SyncRunMethods
 from agentcredits.service.blocking_upkeep import SyncUpkeepMethods
 
 Id = str | UUID
@@ -31,7 +32,7 @@ ScopeName = Literal["organization", "department", "project", "user", "agent_type
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(SyncAccountMethods, SyncUpkeepMethods):
+class SyncOperatorMethods(SyncAccountMethods, SyncRunMethods, SyncUpkeepMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(
@@ -72,7 +73,7 @@ class SyncOperatorMethods(SyncAccountMethods, SyncUpkeepMethods):
         scope: ScopeName | None = None,
         scope_id: Id | None = None,
     ) -> tuple[Limit, ...]:
-        """The organization's limits with what was used of them; caps of runs only when ``scope`` is "run".
+        """The organization's limits with what was used of them; limits of runs only when ``scope`` is "run".
 
         Blocking form of :meth:`CreditService.list_limits`: same arguments, results and errors.
         """

@@ -24,6 +24,7 @@ from agentcredits.model import (
 )
 from agentcredits.rules.windows import Window
 from agentcredits.service.coroutine_accounts import AccountMethods
+from agentcredits.service.coroutine_runs import RunMethods
 from agentcredits.service.coroutine_upkeep import UpkeepMethods
 
 Id = str | UUID
@@ -31,7 +32,7 @@ ScopeName = Literal["organization", "department", "project", "user", "agent_type
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class OperatorMethods(AccountMethods, UpkeepMethods):
+class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`CreditService`."""
 
     async def set_limit(
@@ -89,7 +90,7 @@ class OperatorMethods(AccountMethods, UpkeepMethods):
         scope: ScopeName | None = None,
         scope_id: Id | None = None,
     ) -> tuple[Limit, ...]:
-        """The organization's limits with what was used of them; caps of runs only when ``scope`` is "run".
+        """The organization's limits with what was used of them; limits of runs only when ``scope`` is "run".
 
         Args:
             organization_id: Whose.

@@ -28,6 +28,7 @@ from agentcredits.rules.windows import Window
 from agentcredits.runner.steps import Read, Steps
 from agentcredits.service import arguments
 from agentcredits.service.accounts import Accounts
+from agentcredits.service.runs import Runs
 from agentcredits.store import limit_records, reports
 
 #: The longest ``agent_type.action``.
@@ -35,7 +36,7 @@ MAX_ACTION = 511
 MAX_WARNINGS = 20
 
 
-class Operators(Accounts):
+class Operators(Accounts, Runs):
     """Limits, adjustments, usage, reports."""
 
     # -- limits ----------------------------------------------------------------------------------------------

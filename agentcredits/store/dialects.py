@@ -38,7 +38,7 @@ from sqlalchemy.pool import StaticPool
 from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits, credit_runs
 
 Rows = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, Sequence[Any]]
@@ -71,13 +71,14 @@ class Write:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A locked account: its row (None: there is none), its open grants, the time after it was locked, and whether it
-    has any limits.
+    has any limits and runs.
     """
 
     account: RowLike | None
     grants: Sequence[RowLike]
     now: datetime
     has_limits: bool
+    has_runs: bool
 
 
 #: The most that a total may hold: MAX_TOTAL_MICROS fits a signed 64-bit counter with room to spare.
@@ -220,8 +221,8 @@ class StoreDialect:
         place = {"organization": organization_id}
         account = connection.execute(ACCOUNT, place).mappings().first()
         grants = connection.execute(OPEN_GRANTS, place).mappings().all()
-        has_limits = connection.execute(HAS_LIMITS, place).scalar_one()
-        return Opened(account, grants, self.now(connection), bool(has_limits))
+        has_limits, has_runs = connection.execute(USES, place).one()
+        return Opened(account, grants, self.now(connection), bool(has_limits), bool(has_runs))
 
     def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
         """Do all the writes of a posting, in order.
@@ -277,7 +278,9 @@ ACCOUNT: Final = select(credit_accounts).where(credit_accounts.c.organization_id
 OPEN_GRANTS: Final = select(credit_grants).where(
     credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open
 )
-HAS_LIMITS: Final = select(exists().where(credit_limits.c.organization_id == bindparam("organization")))
+HAS_LIMITS: Final = exists().where(credit_limits.c.organization_id == bindparam("organization"))
+HAS_RUNS: Final = exists().where(credit_runs.c.organization_id == bindparam("organization"))
+USES: Final = select(HAS_LIMITS, HAS_RUNS)
 
 
 def dialect_of(connection: Connection | Engine) -> StoreDialect:

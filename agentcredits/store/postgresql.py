@@ -28,7 +28,16 @@ from sqlalchemy.exc import DBAPIError
 from agentcredits.errors import ConfigurationError
 from agentcredits.store import tenancy
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
-from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, Opened, RowLike, StoreDialect, Write, on_conflict_add
+from agentcredits.store.dialects import (
+    ACCOUNT,
+    HAS_LIMITS,
+    HAS_RUNS,
+    Opened,
+    RowLike,
+    StoreDialect,
+    Write,
+    on_conflict_add,
+)
 from agentcredits.store.faults import READ_ONLY_STATE
 from agentcredits.store.tables import credit_accounts, credit_grants
 
@@ -80,7 +89,7 @@ class PostgreSQLDialect(StoreDialect):
             account = locked[0] if locked else None
         first = rows[0]
         grants = [row for row in rows if row["id"] is not None]
-        return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"])
+        return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"], first["has_runs"])
 
     def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
         """All writes of a posting in one statement, however many rows; with ``last``, COMMIT goes out with it.
@@ -289,7 +298,10 @@ _ACCOUNT_LOCKED_IN_TIME: Final = (
 )
 _ONE: Final = select(literal_column("1").label("one")).subquery("one")
 _OPEN_GRANTS_AND_CLOCK: Final = select(
-    func.clock_timestamp().label("read_at"), HAS_LIMITS.scalar_subquery().label("has_limits"), credit_grants
+    func.clock_timestamp().label("read_at"),
+    HAS_LIMITS.label("has_limits"),
+    HAS_RUNS.label("has_runs"),
+    credit_grants,
 ).select_from(
     _ONE.outerjoin(
         credit_grants, and_(credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open)

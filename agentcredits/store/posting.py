@@ -14,13 +14,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, text
 
 from agentcredits.clock import Clock
-from agentcredits.rules import rollups
+from agentcredits.rules import rollups, runs
 from agentcredits.rules.due import book_due
 from agentcredits.rules.operations import Operation
 from agentcredits.rules.outcomes import Outcome, Record
 from agentcredits.rules.posting import decide
 from agentcredits.rules.state import Ledger, Row
-from agentcredits.store import limit_records, loading, records
+from agentcredits.store import limit_records, loading, records, run_records
 from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
@@ -31,6 +31,7 @@ from agentcredits.store.tables import (
     credit_limit_usage,
     credit_limits,
     credit_reservations,
+    credit_runs,
     credit_transaction_allocations,
     credit_transaction_details,
     credit_transactions,
@@ -126,8 +127,11 @@ def _decide_account(
         loading.load_named(connection, ledger, operations, fresh=fresh)
         if opened.has_limits:
             loading.load_limits(connection, ledger, operations)
+        if opened.has_runs:
+            run_records.load_runs(connection, ledger, operations, now)
         loading.load_existing(connection, ledger, operations, now)
         book_due(ledger, now)
+        runs.book_due(ledger, now)
     unanswered = tuple(replace(hold) for hold in ledger.changes.unanswered)
     outcomes = _decide_in_order(ledger, operations, now, opened=not created)
     if unanswered:
@@ -242,6 +246,12 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
             credit_limit_usage,
             [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.usage)],
             ("organization_id", "limit_id", "scope_id"),
+        ),
+        Write(credit_runs, [run_records.run_values(owner, ledger.runs[id_]) for id_ in sorted(changes.new_runs)]),
+        Write(
+            credit_runs,
+            [run_records.run_changes(owner, ledger.runs[id_]) for id_ in sorted(changes.runs)],
+            ("organization_id", "run_id"),
         ),
         Write(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings]),
         Write(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, or_, select
 
@@ -18,16 +18,18 @@ from agentcredits.model import (
     Page,
     ReservationRecord,
     ReservationState,
+    RunRecord,
+    RunStatus,
     Transaction,
     TransactionType,
 )
-from agentcredits.rules import limits, refusals
+from agentcredits.rules import limits, refusals, runs
 from agentcredits.rules.accounts import refuse_unless_open
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.operations import Activity, Operation, Spending
 from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
-from agentcredits.store import loading, records, tenancy
+from agentcredits.store import loading, records, run_records, tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import (
     credit_grants,
@@ -43,7 +45,12 @@ def now_of(connection: Connection, clock: Clock | None) -> datetime:
 
 
 def view(
-    connection: Connection, organization_id: str, clock: Clock | None, *, planned: Sequence[Operation] | None = None
+    connection: Connection,
+    organization_id: str,
+    clock: Clock | None,
+    *,
+    planned: Sequence[Operation] | None = None,
+    run_ids: Sequence[str] = (),
 ) -> tuple[Ledger, AccountState, datetime]:
     """The account as it is now: what is due is computed here and booked by the next posting.
 
@@ -53,7 +60,8 @@ def view(
         connection: Where to read.
         organization_id: Whose.
         clock: Replaces the database's clock.
-        planned: Load the limits of these operations too.
+        planned: Load the limits and runs of these operations too.
+        run_ids: Load these runs too (only with ``planned``).
 
     Raises:
         AccountNotFoundError: the organization has no account.
@@ -75,9 +83,12 @@ def view(
         loading.load_due_holds(connection, ledger, now)
         if planned is not None:
             loading.load_limits(connection, ledger, planned)
+            run_records.load_runs(connection, ledger, planned, now, run_ids)
         book_due(ledger, now)
     elif planned is not None:
         loading.load_limits(connection, ledger, planned)
+        run_records.load_runs(connection, ledger, planned, now, run_ids)
+    runs.book_due(ledger, now)
     return ledger, ledger.account, now
 
 
@@ -125,9 +136,13 @@ def check(
         refuse_unless_open(account)
         for operation in planned:
             found = limits.of_spending(ledger, operation.activity, now)
+            pool = runs.of_spending(ledger, operation.activity, now)
+            runs.check(ledger, pool, operation.amount_micros, operation.activity, capped=False)
             limits.check(ledger, found, operation.amount_micros, operation.activity)
             limits.hold(ledger, found, operation.amount_micros)
             limits.keep(ledger, found)
+            runs.keep(ledger, pool)
+            runs.hold(ledger, pool, operation.amount_micros, now)
     except CreditsError as error:
         return available, error
     total = sum(operation.amount_micros for operation in planned)
@@ -213,6 +228,45 @@ def has_expired(connection: Connection, organization_id: str, reservation_id: st
     table = credit_reservations
     statement = select(table.c.state).where(table.c.organization_id == organization_id, table.c.id == reservation_id)
     return connection.execute(statement).scalar() == ReservationState.EXPIRED.value
+
+
+def get_run(connection: Connection, organization_id: str, run_id: str, clock: Clock | None) -> RunRecord:
+    """One run as it is now.
+
+    Raises:
+        RunNotFoundError: unknown, or another organization's.
+    """
+    ledger, _, _ = view(connection, organization_id, clock, planned=(), run_ids=[run_id])
+    return run_records.public_run(ledger, runs.known(ledger, run_id))
+
+
+def list_runs(
+    connection: Connection,
+    organization_id: str,
+    clock: Clock | None,
+    *,
+    status: RunStatus | None,
+    parent_run_id: str | None,
+    limit: int,
+) -> tuple[RunRecord, ...]:
+    """Runs as they are now, newest first.
+
+    Raises:
+        AccountNotFoundError: the organization has no account.
+    """
+    now = now_of(connection, clock)
+    names = run_records.run_ids(
+        connection, organization_id, now, status=status, parent_run_id=parent_run_id, limit=limit
+    )
+    ledger, _, _ = view(connection, organization_id, clock, planned=(), run_ids=names)
+    found = (run_records.public_run(ledger, ledger.runs[name]) for name in names if name in ledger.runs)
+    return tuple(run for run in found if status is None or run.status is status)
+
+
+def purge_runs(connection: Connection, organization_id: str | None, clock: Clock | None, older_than: timedelta) -> int:
+    """Remove the trees of runs that ended that long ago; how many runs."""
+    now = now_of(connection, clock)
+    return run_records.purge(connection, organization_id, now, now - older_than)
 
 
 def has_transaction(connection: Connection, organization_id: str, transaction_id: str) -> bool:

@@ -36,7 +36,7 @@ def list_limits(
     scope: LimitScope | None,
     scope_id: str | None,
 ) -> tuple[Limit, ...]:
-    """Limits as they stand now, with their most used counters; caps of runs only when asked for.
+    """Limits as they stand now, with their most used counters; limits of runs only when asked for.
 
     Raises:
         AccountNotFoundError: the organization has no account.

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite as sqlite
 from sqlalchemy.exc import DBAPIError
 
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
-from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, OPEN_GRANTS, Opened, StoreDialect, Write, on_conflict_add
+from agentcredits.store.dialects import ACCOUNT, OPEN_GRANTS, USES, Opened, StoreDialect, Write, on_conflict_add
 
 
 class SQLiteDialect(StoreDialect):
@@ -66,8 +66,9 @@ class SQLiteDialect(StoreDialect):
             return super().open_account(connection, organization_id, timeout_seconds)
         accounts = _read(connection, _ACCOUNT, organization_id)
         grants = _read(connection, _GRANTS, organization_id)
-        ((has_limits,),) = run_raw(connection, _LIMITS_SQL, (organization_id,))
-        return Opened(accounts[0] if accounts else None, grants, self.now(connection), bool(has_limits))
+        ((has_limits, has_runs),) = run_raw(connection, _USES_SQL, (organization_id, organization_id))
+        account = accounts[0] if accounts else None
+        return Opened(account, grants, self.now(connection), bool(has_limits), bool(has_runs))
 
     def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
         """All writes of a posting, a statement for each table; there are no round trips to save."""
@@ -178,4 +179,4 @@ def _read(connection: Connection, reading: _Reading, organization_id: str) -> li
 _SQLITE3: Final = sqlite3_dialect(paramstyle="qmark")
 _ACCOUNT: Final = _Reading(ACCOUNT)
 _GRANTS: Final = _Reading(OPEN_GRANTS)
-_LIMITS_SQL: Final = str(HAS_LIMITS.compile(dialect=_SQLITE3))
+_USES_SQL: Final = str(USES.compile(dialect=_SQLITE3))

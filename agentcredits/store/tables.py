@@ -341,6 +341,58 @@ credit_limit_usage = Table(
     CheckConstraint("held >= 0 AND spent >= 0", name="counters"),
 )
 
+#: Runs that were opened or brought a cap: pools, and the carve-outs of the runs inside them.
+credit_runs = Table(
+    "credit_runs",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("run_id", SCOPE, nullable=False),
+    Column("parent_run_id", SCOPE),
+    Column("root_run_id", SCOPE, nullable=False),
+    Column("depth", Integer, nullable=False, server_default=text("1")),
+    Column("status", WORD, nullable=False),
+    # NULL: no bound of its own.
+    Column("cap_micros", BigInteger),
+    Column("borrows", Boolean, nullable=False, server_default=false()),
+    micros("spent_micros"),
+    micros("held_micros"),
+    # The claims of the runs inside it.
+    micros("carved_micros"),
+    # What was charged in the runs inside it.
+    micros("inner_spent_micros"),
+    Column("open_children", Integer, nullable=False, server_default=text("0")),
+    # Charges up to this seq were made before the run had a row and do not count in it.
+    Column("counts_from_seq", BigInteger, nullable=False, server_default=text("0")),
+    # The highest threshold recorded, in parts of 10,000, and the cap then.
+    Column("warned", Integer, nullable=False, server_default=text("0")),
+    micros("warned_micros"),
+    Column("ttl_seconds", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    # Of an idle run: while something is held in it, or a run inside it is open, it does not end by time.
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("reason", Text),
+    PrimaryKeyConstraint("organization_id", "run_id"),
+    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
+    CheckConstraint(one_of("status", "open", "ended"), name="status"),
+    CheckConstraint("(status = 'ended') = (ended_at IS NOT NULL)", name="end"),
+    CheckConstraint("(parent_run_id IS NULL) = (depth = 1) AND depth >= 1 AND depth <= 32", name="place"),
+    CheckConstraint(
+        "spent_micros >= 0 AND held_micros >= 0 AND carved_micros >= 0 AND inner_spent_micros >= 0"
+        " AND open_children >= 0 AND cap_micros >= 0 AND ttl_seconds > 0",
+        name="counters",
+    ),
+)
+Index(None, credit_runs.c.organization_id, credit_runs.c.created_at)
+Index(None, credit_runs.c.organization_id, credit_runs.c.root_run_id)
+Index(
+    "ix_credit_runs_parent",
+    credit_runs.c.organization_id,
+    credit_runs.c.parent_run_id,
+    sqlite_where=credit_runs.c.parent_run_id.is_not(None),
+    postgresql_where=credit_runs.c.parent_run_id.is_not(None),
+)
+
 credit_limit_crossings = Table(
     "credit_limit_crossings",
     metadata,

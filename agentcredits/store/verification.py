@@ -21,7 +21,7 @@ from agentcredits.rules import burn_down
 from agentcredits.rules.entries import next_event
 from agentcredits.rules.recount import AccountRecount, Break, Entry, GrantSums, LimitRecount, Marks, UsageRecount
 from agentcredits.rules.state import OPEN_STATES, GrantState, HoldState
-from agentcredits.store import limit_verification, loading, records, tenancy, usage_verification
+from agentcredits.store import limit_verification, loading, records, run_verification, tenancy, usage_verification
 from agentcredits.store.dialects import RowLike, dialect_of
 from agentcredits.store.findings import MAX_EXAMPLES, Change, Finding, Findings
 from agentcredits.store.ledger_pages import entries_after, parts_between, ranges, stream, within
@@ -254,6 +254,7 @@ class AccountVerification:
         )
         found.add(self._check_account(account, holds, scheduled))
         found.add(of_grants)
+        found.add(run_verification.check_runs(connection, organization_id))
         if self._limits is not None:
             found.add(
                 limit_verification.check_limits(

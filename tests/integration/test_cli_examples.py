@@ -69,6 +69,7 @@ def test_every_example_works(
         service.consume_credits(organization_id="acme", amount=10)
         hold = service.reserve_credits(organization_id="acme", amount=5)
         service.set_limit("acme", amount=50, window="day", scope="department", scope_id="sales")
+        service.open_run("acme", "nightly-report", max_credits=20)
     (tmp_path / "grants.csv").write_text("organization_id,amount\nacme,5\n")
     (tmp_path / "corrections.jsonl").write_text('{"organization_id": "acme", "amount": -5, "reason": "twice"}\n')
     (tmp_path / "prices.toml").write_text('[[price]]\nagent_type = "QAAgent"\naction = "answer"\ncost = "0.5"\n')

@@ -179,8 +179,8 @@ def test_a_context_with_a_cap_makes_its_run(book: Book) -> None:
     record = hold.commit(9)
     assert (record.charged, record.uncollected) == (5, 4)
     assert book.service.list_limits(ACME) == ()
-    runs = {one.scope_id: one.usage[0].spent for one in book.service.list_limits(ACME, scope="run")}
-    assert runs == {context.run_id: 25, other.run_id: 25}
+    assert book.service.list_limits(ACME, scope="run") == ()
+    assert {one.run_id: one.spent for one in book.service.list_runs(ACME)} == {context.run_id: 25, other.run_id: 25}
 
 
 def test_a_cap_can_be_changed_by_the_next_context_of_the_run(book: Book) -> None:
@@ -197,8 +197,8 @@ def test_a_cap_can_be_changed_by_the_next_context_of_the_run(book: Book) -> None
         refused(lambda: book.spend(MICRO))
     with use_context(RequestContext("other", run_id="r1", max_credits=0)):
         book.spend(1)
-    (limit,) = book.service.list_limits(ACME, scope="run", scope_id="r1")
-    assert (limit.amount, book.counter(limit)) == (12, (12, 0))
+    run = book.service.get_run("r1", organization_id=ACME)
+    assert (run.cap, run.spent, run.held) == (12, 12, 0)
 
 
 def test_nested_calls_share_the_cap_of_their_run(book: Book) -> None:
@@ -217,8 +217,8 @@ def test_nested_calls_share_the_cap_of_their_run(book: Book) -> None:
         with pytest.raises(CreditLimitExceededError):
             workflow(1)
         book.spend(12)
-    (limit,) = book.service.list_limits(ACME, scope="run", scope_id=context.run_id)
-    assert book.counter(limit) == (35, 0)
+        run = book.service.get_run(str(context.run_id))
+    assert (run.spent, run.held, run.remaining) == (35, 0, 0)
 
 
 def test_bound_threads_share_the_cap_of_their_run(book: Book) -> None:
@@ -233,8 +233,8 @@ def test_bound_threads_share_the_cap_of_their_run(book: Book) -> None:
             return True
 
         assert sum(pool.map(bind(charge), range(40))) == 16
-    (limit,) = book.service.list_limits(ACME, scope="run", scope_id=context.run_id)
-    assert book.counter(limit) == (48, 0)
+        run = book.service.get_run(str(context.run_id))
+    assert (run.spent, run.held) == (48, 0)
 
 
 SHARER = """
@@ -266,6 +266,6 @@ def test_two_processes_share_the_cap_of_their_run(database_url: str) -> None:
             for _ in range(2)
         ]
         charged = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
-        (limit,) = service.list_limits(ACME, scope="run")
-        assert (sum(charged), limit.usage[0].spent, limit.usage[0].held) == (40, 40, 0)
+        (run,) = service.list_runs(ACME)
+        assert (sum(charged), run.spent, run.held) == (40, 40, 0)
         assert service.verify().ok

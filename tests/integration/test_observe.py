@@ -279,7 +279,7 @@ def test_the_cap_of_a_run_is_observed_too(open_book: Book, observing: SyncCredit
     """Beyond it nothing is charged; a cap that never allowed anything leaves no limit behind."""
     with use_context(RequestContext(ACME, user_id="ann", max_credits=5)):
         assert observing.consume_credits(organization_id=ACME, amount=6).charged == 0
-        assert observing.list_limits(ACME, scope="run") == ()
+        assert observing.list_runs(ACME) == ()
         assert observing.consume_credits(organization_id=ACME, amount=5).charged == 5
         assert observing.consume_credits(organization_id=ACME, amount=1).charged == 0
     assert [denial.limit_source for denial in observing.list_denials()] == ["run", "run"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from agentcredits.amounts import from_micros
+from agentcredits.context import RequestContext, use_context
 from agentcredits.errors import CreditsError
 from agentcredits.model import Account as AccountRecord
 from agentcredits.model import Transaction
@@ -53,9 +54,9 @@ def change_one(name: str, value: Any) -> Any:
 
 NEEDS_A_HOLD = ("commit", "release", "extend", "await_verdict", "settle_by_handle")
 
-OF_ACCOUNTS = ("adjust_credits", "create_account", "grant_credits", "set_overdraft", "set_status", "sweep")
+OF_ACCOUNTS = ("adjust_credits", "create_account", "grant_credits", "open_run", "set_overdraft", "set_status", "sweep")
 
-IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id")
+IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id", "run_id")
 
 #: The fields that make another payload of a keyed call; everything else may differ between two honest tries.
 PAYLOAD = {
@@ -113,6 +114,17 @@ class LedgerMachine(RuleBasedStateMachine):
             self.compare_record(expected, actual)
 
     def perform(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Make a call, in the context of its run, if it names one."""
+        run, cap = arguments.pop("run", None), arguments.pop("run_cap", None)
+        if name == "open_run" and (amount := arguments.pop("amount")) is not None:
+            arguments["max_credits"] = from_micros(amount)
+        if run is None:
+            return self.perform_here(name, arguments)
+        most = None if cap is None else from_micros(cap)
+        with use_context(RequestContext(arguments["organization_id"], run_id=run, max_credits=most)):
+            return self.perform_here(name, arguments)
+
+    def perform_here(self, name: str, arguments: dict[str, Any]) -> Any:
         """Translate a call into one of the public service."""
         organization_id = arguments.pop("organization_id")
         if (amount := arguments.pop("amount", None)) is not None:
@@ -193,6 +205,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.compare_history(organization_id, account)
             self.compare_limits(organization_id)
             self.compare_account(organization_id)
+            self.compare_runs(organization_id)
             report = self.service.verify(organization_id)
             same("verify", report.problems, ())
 
@@ -231,6 +244,31 @@ class LedgerMachine(RuleBasedStateMachine):
                 },
             }
         same("limits", actual, expected)
+
+    def compare_runs(self, organization_id: str) -> None:
+        """Every run and every counter of it."""
+        view = self.model.view(organization_id)
+        expected = {}
+        for run in view.runs.values():
+            room = 0 if run.ended_at is not None else view.run_room(run)
+            expected[run.id] = {
+                "cap": run.cap,
+                "borrows": run.borrow,
+                "ended_at": run.ended_at,
+                "expires_at": view.run_ends(run),
+                "spent": view.run_spent(run),
+                "held": view.run_held(run),
+                "carved": view.carved(run),
+                "inner_spent": view.inner_spent(run),
+                "remaining": None if room == 10**12 else room,
+            }
+        names = ("spent", "held", "carved", "inner_spent", "remaining", "cap")
+        actual = {
+            run.run_id: {name: run[f"{name}_micros"] for name in names}
+            | {"borrows": run.borrows, "ended_at": run.ended_at, "expires_at": run.expires_at}
+            for run in self.service.list_runs(organization_id)
+        }
+        same("runs", actual, expected)
 
     def compare_history(self, organization_id: str, account: Account) -> None:
         """Rows since the last comparison, newest first; every one equal, seq without a gap."""
@@ -362,7 +400,14 @@ class LedgerMachine(RuleBasedStateMachine):
         organization_id, grant_id = self.pick(lambda account: account.grants, number)
         self.apply(("void_grant", {"organization_id": organization_id, "grant_id": grant_id}))
 
-    def consume(self, organization: int, amount: int, overage: str, scopes: tuple[Any, ...]) -> None:
+    def consume(
+        self,
+        organization: int,
+        amount: int,
+        overage: str,
+        scopes: tuple[Any, ...],
+        run: tuple[str | None, int | None] = (None, None),
+    ) -> None:
         self.apply(
             (
                 "consume_credits",
@@ -371,12 +416,21 @@ class LedgerMachine(RuleBasedStateMachine):
                     "amount": amount,
                     "overage": overage,
                     "scopes": scopes,
+                    "run": run[0],
+                    "run_cap": run[1],
                     "idempotency_key": self.new_key(),
                 },
             )
         )
 
-    def reserve(self, organization: int, amount: int, ttl: timedelta, scopes: tuple[Any, ...]) -> None:
+    def reserve(
+        self,
+        organization: int,
+        amount: int,
+        ttl: timedelta,
+        scopes: tuple[Any, ...],
+        run: tuple[str | None, int | None] = (None, None),
+    ) -> None:
         self.apply(
             (
                 "reserve_credits",
@@ -385,6 +439,8 @@ class LedgerMachine(RuleBasedStateMachine):
                     "amount": amount,
                     "ttl": ttl,
                     "scopes": scopes,
+                    "run": run[0],
+                    "run_cap": run[1],
                     "idempotency_key": self.new_key(),
                 },
             )
@@ -496,6 +552,30 @@ class LedgerMachine(RuleBasedStateMachine):
     def unlimit(self, number: int) -> None:
         organization_id, limit_id = self.pick(lambda account: account.limits, number)
         self.apply(("remove_limit", {"organization_id": organization_id, "limit_id": limit_id}))
+
+    def open_run(
+        self,
+        organization: int,
+        run_id: str,
+        parent: str | None,
+        amount: int | None,
+        borrow: bool | None,
+        partial: bool,
+        ttl: timedelta | None,
+    ) -> None:
+        arguments = {
+            "organization_id": self.organizations[organization],
+            "run_id": run_id,
+            "parent_run_id": None if parent == run_id else parent,
+            "amount": amount,
+            "borrow": borrow,
+            "partial": partial,
+            "ttl": ttl,
+        }
+        self.apply(("open_run", arguments))
+
+    def end_run(self, organization: int, run_id: str) -> None:
+        self.apply(("end_run", {"organization_id": self.organizations[organization], "run_id": run_id}))
 
     def sweep(self, organization: int) -> None:
         self.apply(("sweep", {"organization_id": self.organizations[organization]}))

@@ -18,6 +18,9 @@ grants and holds each time, and everything due is looked for by scanning. What i
   debt first, and a refund lowers it first: what it gives back beyond it goes to the grants that had paid, newest first;
 * a frozen account is charged and held nothing new, a closed one is granted nothing either; all else goes on;
 * a hold that was released by force is settled late by its handle, like an expired one;
+* a run used what was charged in it after it had a row, what its open holds hold, and what the runs inside claim: an
+  open one at least its cap, an ended one what it used; it ends with the one around it, or when nothing happened in it
+  for its time-to-live;
 * a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
   of a released or expired hold may be used for a new hold.
 """
@@ -25,7 +28,9 @@ grants and holds each time, and everything due is looked for by scanning. What i
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -116,6 +121,27 @@ class Limit:
 
 
 @dataclass(eq=False)
+class Run:
+    """A pool, or a part of the pool of the run around it."""
+
+    id: str
+    parent: Run | None
+    cap: int | None
+    borrow: bool
+    ttl: timedelta
+    #: Rows that were there before it and do not count.
+    rows_before: int
+    touched_at: datetime
+    ended_at: datetime | None = None
+
+    def touch(self, at: datetime) -> None:
+        """Something happened in it: its time begins anew, and that of the runs around it."""
+        self.touched_at = at
+        if self.parent is not None:
+            self.parent.touch(at)
+
+
+@dataclass(eq=False)
 class Row:
     """A ledger row."""
 
@@ -135,6 +161,7 @@ class Row:
     moved: int = 0
     at: datetime = LONG_AGO
     scopes: Scopes = (None, None, None)
+    run: str | None = None
     id: str = ""
 
 
@@ -155,6 +182,9 @@ class Hold:
     row: Row | None = None
     scopes: Scopes = (None, None, None)
     limits: list[Limit] = field(default_factory=list)
+    run: str | None = None
+    #: The run whose pool counts it.
+    pool: Run | None = None
     id: str = ""
 
     @property
@@ -183,6 +213,7 @@ class Account:
         self.holds: list[Hold] = []
         self.rows: list[Row] = []
         self.limits: list[Limit] = []
+        self.runs: dict[str, Run] = {}
         self.keys: dict[tuple[str, str], tuple[tuple[Any, ...], Any]] = {}
         self.last_posted_at = now
         self.line = 0
@@ -263,6 +294,123 @@ class Account:
         of_credits = [limit for limit in self.speaking(scopes) if limit.unit == "credits"]
         return min((max(0, self.left(limit, scopes, without=without)) for limit in of_credits), default=10**18)
 
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def run_spent(self, run: Run) -> int:
+        """Charges in it, less refunds of them."""
+        charges = ((row, row.refund_of if row.type == "refund" else row) for row in self.rows)
+        return sum(
+            -row.amount
+            for row, charge in charges
+            if charge is not None and charge.type == "debit" and charge.run == run.id and charge.seq > run.rows_before
+        )
+
+    def run_held(self, run: Run) -> int:
+        return sum(hold.amount for hold in self.holds if hold.open and hold.pool is run)
+
+    def inside(self, run: Run) -> list[Run]:
+        return [one for one in self.runs.values() if one.parent is run]
+
+    def carved(self, run: Run) -> int:
+        return sum(self.claim(one) for one in self.inside(run))
+
+    def used(self, run: Run) -> int:
+        return self.run_spent(run) + self.run_held(run) + self.carved(run)
+
+    def claim(self, run: Run) -> int:
+        return self.used(run) if run.ended_at is not None else max(run.cap or 0, self.used(run))
+
+    def inner_spent(self, run: Run) -> int:
+        return sum(self.run_spent(one) + self.inner_spent(one) for one in self.inside(run))
+
+    def bears(self, run: Run, amount: int) -> bool:
+        """Whether the run, and those around it, can use so much more."""
+        if run.cap is not None and not (run.borrow and run.parent) and amount > max(0, run.cap - self.used(run)):
+            return False
+        if run.parent is None:
+            return True
+        if run.ended_at is not None:
+            return self.bears(run.parent, amount)
+        covered = max(0, (run.cap or 0) - self.used(run))
+        return amount <= covered or self.bears(run.parent, amount - covered)
+
+    def run_room(self, run: Run) -> int:
+        """The most that it bears, found by trying."""
+        low, high = 0, 10**12
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.bears(run, middle) else (low, middle - 1)
+        return low
+
+    def run_of(self, run: str | None, cap: int | None) -> Run | None:
+        """The run as an action that brings this cap would leave it; not kept yet."""
+        known = None if run is None else self.runs.get(run)
+        if known is not None and known.parent is None and cap is not None:
+            return dataclasses.replace(known, cap=cap)
+        if known is None and run is not None and cap is not None:
+            return Run(run, None, cap, False, timedelta(days=30), len(self.rows), self.last_posted_at)
+        return known
+
+    def run_left(self, run: Run | None, cap: int | None) -> int:
+        if run is None:
+            return 10**18
+        # A cap that an action brings into a run inside another bounds this action only.
+        own = 10**18 if cap is None else max(0, cap - self.used(self.runs.get(run.id, run)))
+        with self.as_if(run):
+            return min(own, self.run_room(run))
+
+    @contextmanager
+    def as_if(self, run: Run) -> Iterator[None]:
+        """With this run in the place of the one that is there."""
+        known = self.runs.get(run.id)
+        if known is run:
+            yield
+            return
+        for hold in self.holds:
+            hold.pool = run if hold.pool is known and known is not None else hold.pool
+        for one in self.inside(known) if known is not None else []:
+            one.parent = run
+        self.runs[run.id] = run
+        yield
+        for hold in self.holds:
+            hold.pool = known if hold.pool is run else hold.pool
+        for one in self.inside(run):
+            one.parent = known
+        if known is None:
+            del self.runs[run.id]
+        else:
+            self.runs[run.id] = known
+
+    def check_run(self, run: Run | None, cap: int | None, amount: int, *, capped: bool = False) -> None:
+        if run is not None and run.ended_at is not None:
+            raise Refused("run_ended")
+        if not capped and amount > self.run_left(run, cap):
+            raise Refused("credit_limit_exceeded")
+
+    def keep_run(self, run: Run | None) -> Run | None:
+        if run is None:
+            return None
+        known = self.runs.setdefault(run.id, run)
+        known.cap = run.cap
+        return known
+
+    def touch_run(self, name: str | None, at: datetime) -> None:
+        if name in self.runs:
+            self.runs[name].touch(at)
+
+    def run_ends(self, run: Run) -> datetime | None:
+        """When it ends by time alone."""
+        busy = self.run_held(run) or any(one.ended_at is None for one in self.inside(run))
+        return None if busy or run.ended_at is not None else run.touched_at + run.ttl
+
+    def end_run(self, run: Run, at: datetime) -> None:
+        for one in self.inside(run):
+            if one.ended_at is None:
+                self.end_run(one, at)
+        run.ended_at = at
+        if run.parent is not None:
+            run.parent.touch(at)
+
     def due_times(self) -> Iterator[datetime]:
         for hold in self.holds:
             if hold.open:
@@ -272,6 +420,9 @@ class Account:
                 yield grant.effective_at
             if grant.status in ("scheduled", "active") and grant.expires_at is not None:
                 yield grant.expires_at
+        for run in self.runs.values():
+            if (end := self.run_ends(run)) is not None:
+                yield end
 
     # -- booking -------------------------------------------------------------------------------------------------
 
@@ -319,6 +470,11 @@ class Account:
                     hold.state = "expired"
                     self.give_back(hold, hold.takes)
                     self.repay(instant)
+                    if hold.pool is not None:
+                        hold.pool.touch(instant)
+            for run in list(self.runs.values()):
+                if self.run_ends(run) == instant:
+                    self.end_run(run, instant)
             for grant in self.grants:
                 if grant.status == "scheduled" and grant.effective_at == instant:
                     grant.status = "active"
@@ -441,19 +597,30 @@ class Ledger:
         return Answer(grant)
 
     def consume_credits(
-        self, organization_id: str, amount: int, *, overage: str, scopes: tuple[Any, ...], idempotency_key: str
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        overage: str,
+        scopes: tuple[Any, ...],
+        idempotency_key: str,
+        run: str | None = None,
+        run_cap: int | None = None,
     ) -> Answer:
         account, _ = self._open(organization_id)
         payload = (amount, overage, scopes)
         if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
             return replay
         self._refuse_unless_open(account)
+        pool = account.run_of(run, run_cap)
+        account.check_run(pool, run_cap, amount, capped=overage != "reject")
         account.check(scopes, amount, capped=overage != "reject")
-        room = min(amount, account.limit_room(scopes))
+        room = min(amount, account.limit_room(scopes), account.run_left(pool, run_cap))
         takes = take(account.usable(), room)
         if sum_of(takes) < amount and overage == "reject":
             raise Refused("insufficient_credits")
-        row = self._debit(account, takes, amount, scopes, lent=self._lend(account, room - sum_of(takes), overage))
+        account.keep_run(pool)
+        row = self._debit(account, takes, amount, scopes, run, lent=self._lend(account, room - sum_of(takes), overage))
         account.keys["consume", idempotency_key] = (payload, row)
         return Answer(row)
 
@@ -473,6 +640,7 @@ class Ledger:
         takes: Takes,
         amount: int,
         scopes: Scopes,
+        run: str | None,
         hold: Hold | None = None,
         late: bool = False,
         lent: int = 0,
@@ -481,6 +649,7 @@ class Ledger:
             grant.spent += part
         account.debt += lent
         charged = sum_of(takes) + lent
+        account.touch_run(run, account.last_posted_at)
         return account.add_row(
             "debit",
             -charged,
@@ -490,23 +659,36 @@ class Ledger:
             uncollected=max(0, amount - charged),
             late=late,
             scopes=scopes,
+            run=run,
         )
 
     def reserve_credits(
-        self, organization_id: str, amount: int, *, ttl: timedelta, scopes: tuple[Any, ...], idempotency_key: str
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        ttl: timedelta,
+        scopes: tuple[Any, ...],
+        idempotency_key: str,
+        run: str | None = None,
+        run_cap: int | None = None,
     ) -> Answer:
         account, now = self._open(organization_id)
         payload = (amount, scopes)
         if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
             return replay
         self._refuse_unless_open(account)
+        wanted = account.run_of(run, run_cap)
+        account.check_run(wanted, run_cap, amount)
         account.check(scopes, amount)
         takes = take(account.usable(), amount)
         if sum_of(takes) < amount:
             raise Refused("insufficient_credits")
         for grant, part in takes:
             grant.held += part
-        hold = Hold(amount, takes, now, now + ttl, scopes=scopes, limits=account.counting(scopes))
+        pool = account.keep_run(wanted)
+        account.touch_run(run, now)
+        hold = Hold(amount, takes, now, now + ttl, scopes=scopes, limits=account.counting(scopes), run=run, pool=pool)
         account.holds.append(hold)
         account.keys["reserve", idempotency_key] = (payload, hold)
         return Answer(hold)
@@ -544,16 +726,20 @@ class Ledger:
         held = [] if hold.late else hold.takes
         used = take(held, wanted)
         limited = account.limit_room(hold.scopes, without=None if hold.late else hold) - sum_of(used)
-        room = min(wanted - sum_of(used), max(0, limited))
-        extra = take(account.usable(), room)
-        for grant, part in used:
-            grant.held -= part
+        usable = account.usable()
         if not hold.late:
             hold.state = "committed"
+            if hold.pool is not None:
+                hold.pool.touch(account.last_posted_at)
+        left = account.run_left(account.run_of(hold.run, None), None) - sum_of(used)
+        room = min(wanted - sum_of(used), max(0, min(limited, left)))
+        extra = take(usable, room)
+        for grant, part in used:
+            grant.held -= part
         hold.requested = wanted
         if wanted:
             lent = self._lend(account, room - sum_of(extra), overage)
-            hold.row = self._debit(account, merge(used + extra), wanted, hold.scopes, hold, hold.late, lent)
+            hold.row = self._debit(account, merge(used + extra), wanted, hold.scopes, hold.run, hold, hold.late, lent)
             hold.charged = -hold.row.amount
             hold.uncollected = hold.row.uncollected
         account.give_back(hold, subtract(held, wanted))
@@ -567,6 +753,8 @@ class Ledger:
             return Answer(hold, replayed=True)
         hold.state = "released"
         hold.forced = force
+        if hold.pool is not None:
+            hold.pool.touch(account.last_posted_at)
         account.give_back(hold, hold.takes)
         account.repay(now)
         return Answer(hold)
@@ -618,6 +806,8 @@ class Ledger:
         for grant, part in given:
             grant.spent -= part
         row = account.add_row("refund", wanted, takes=given, overdraft=returned, refund_of=charge)
+        if charge.run in account.runs and charge.seq > account.runs[charge.run].rows_before:
+            account.touch_run(charge.run, row.at)
         for grant, part in given:
             if grant.status in ("expired", "voided"):
                 account.breakage(grant, part)
@@ -703,6 +893,61 @@ class Ledger:
             raise Refused("limit_not_found")
         account.limits.remove(limit)
         return Answer(limit)
+
+    def open_run(
+        self,
+        organization_id: str,
+        run_id: str,
+        *,
+        parent_run_id: str | None,
+        amount: int | None,
+        borrow: bool | None,
+        partial: bool,
+        ttl: timedelta | None,
+    ) -> Answer:
+        account, now = self._open(organization_id)
+        parent = None if parent_run_id is None else self._run(account, parent_run_id)
+        known = account.runs.get(run_id)
+        place = known.parent if known is not None else parent
+        if known is not None and known.ended_at is not None:
+            raise Refused("run_ended")
+        if known is not None and parent is not None and known.parent is not parent:
+            raise Refused("invalid_input")
+        if borrow and place is None:
+            raise Refused("invalid_input")
+        if known is None and parent is not None and parent.ended_at is not None:
+            raise Refused("run_ended")
+        cap = amount if amount is not None or known is None else known.cap
+        if place is not None and cap is not None:
+            claimed = 0 if known is None else account.claim(known)
+            least = 0 if known is None else account.used(known)
+            more = max(0, max(cap, least) - claimed)
+            given = more if account.bears(place, more) else account.run_room(place)
+            if given < more and not partial:
+                raise Refused("credit_limit_exceeded")
+            cap -= more - given
+        if known is None:
+            lasts = ttl or timedelta(days=30 if place is None else 1)
+            known = Run(run_id, place, cap, bool(borrow), lasts, len(account.rows), now)
+            account.runs[run_id] = known
+        known.cap = cap
+        known.borrow = known.borrow if borrow is None else borrow
+        known.ttl = ttl or known.ttl
+        known.touch(now)
+        return Answer(None)
+
+    @staticmethod
+    def _run(account: Account, run_id: str) -> Run:
+        if run_id not in account.runs:
+            raise Refused("run_not_found")
+        return account.runs[run_id]
+
+    def end_run(self, organization_id: str, run_id: str) -> Answer:
+        account, now = self._open(organization_id)
+        run = self._run(account, run_id)
+        if run.ended_at is None:
+            account.end_run(run, now)
+        return Answer(None)
 
     def sweep(self, organization_id: str) -> Answer:
         self._open(organization_id)

@@ -19,6 +19,11 @@ starts = st.sampled_from([None, None, -timedelta(days=1), timedelta(0), timedelt
 #: The same lengths as ttls, so that holds and grants often end at one instant.
 ends = st.sampled_from([None, timedelta(minutes=5), timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)])
 overages = st.sampled_from(["reject", "cap", "overdraft"])
+run_ids = st.sampled_from(["r1", "r2", "r3", "r4"])
+#: The run that something is done in, and the cap that its context brings.
+in_runs = st.tuples(
+    st.sampled_from([None, None, "r1", "r2", "r3", "r4"]), st.sampled_from([None, None, None, 9 * CREDIT])
+)
 places = st.sampled_from([0, 0, 0, 0, 1])
 names_by_id = st.sampled_from(["commit_reservation", "release_reservation", "mark_unknown", "void_grant"])
 
@@ -37,7 +42,7 @@ grants = step(
     start=starts,
     end=ends,
 )
-reserves = step("reserve", organization=places, amount=micros, ttl=ttls, scopes=scopes)
+reserves = step("reserve", organization=places, amount=micros, ttl=ttls, scopes=scopes, run=in_runs)
 commits = step(
     "commit",
     number=numbers,
@@ -63,13 +68,23 @@ limits = step(
     hard=st.sampled_from([True, True, True, False]),
     include_existing=st.booleans(),
 )
+opens = step(
+    "open_run",
+    organization=places,
+    run_id=run_ids,
+    parent=st.sampled_from([None, "r1", "r2", "r3"]),
+    amount=st.sampled_from([None, 0, 4 * CREDIT, 9 * CREDIT, 15 * CREDIT]),
+    borrow=st.sampled_from([None, True, False]),
+    partial=st.booleans(),
+    ttl=st.sampled_from([None, timedelta(minutes=1), timedelta(hours=1)]),
+)
 works = st.one_of(
     grants,
     grants,
     reserves,
     reserves,
     reserves,
-    step("consume", organization=places, amount=micros, overage=overages, scopes=scopes),
+    step("consume", organization=places, amount=micros, overage=overages, scopes=scopes, run=in_runs),
     commits,
     commits,
     step("settle_by_handle", number=numbers, change=st.sampled_from([None, 0, 1, -1, CREDIT])),
@@ -87,6 +102,9 @@ works = st.one_of(
     limits,
     limits,
     step("unlimit", number=numbers),
+    opens,
+    opens,
+    step("end_run", organization=places, run_id=run_ids),
     step("sweep", organization=st.sampled_from([0, 1])),
     step("purge", organization=places),
 )

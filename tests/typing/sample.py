@@ -56,6 +56,22 @@ pending: list[object] = [assert_type(coroutine("tea"), Coroutine[Any, Any, int])
 assert_type(generator("tea"), Generator[int, str, bytes])
 assert_type(async_generator("tea"), AsyncGenerator[int, str])
 
+
+@consume_credits("Agent", "work", charge="once_per_args", key=lambda topic, size: [topic, str(size)])
+def once(topic: str, size: Decimal) -> list[str]:
+    return [topic]
+
+
+@consume_credits("Agent", "work", charge="once_per_args", on_exhausted="dry_run")
+async def once_or_plan(topic: str) -> int:
+    return 1
+
+
+assert_type(once("tea", Decimal(1)), list[str])
+pending.append(assert_type(once_or_plan("tea"), Coroutine[Any, Any, int | DryRunResult]))
+once("tea", 1)  # error: arg-type
+consume_credits("Agent", "work", charge="once")  # error: call-overload
+
 function(1)  # error: arg-type
 function("tea", 2)  # error: call-arg
 function("tea", size=2)  # error: call-arg

@@ -52,7 +52,8 @@ def credited(
 
     Args:
         crew: The crew or flow. Started in any other way than its own methods, it is refused.
-        max_credits: The most that one run may cost.
+        max_credits: The most that one run may cost. Inside another credited run they are carved out of its pool (what
+            it has left, if that is less), and what is not used goes back at the end.
         llm_action: The action that each LLM call is charged as (``"llm_call"``); None: LLM calls are free.
         tools: ``{"tool name": "action"}`` or ``"all"``: tools of its agents and tasks to :func:`meter`.
         on_denied: What those tools do when they cannot be paid; see :func:`meter`.
@@ -160,7 +161,7 @@ def _begin(crew: Any, inputs: Any) -> Run | None:
             f"the context asks for a dry run, and the LLM calls of this {type(crew).__name__} would be charged.",
             context={"action": terms.llm_action},
         )
-    run = Run(crew, terms, context.capped(terms.max_credits), outer)
+    run = Run(crew, terms, context, outer)
     terms.runs[:] = [*terms.runs[-7:], run]
     return run
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentcredits import ModelCall, ModelCalls, RequestContext, RunLog, SyncCreditService, current_run
+from agentcredits import ModelCall, ModelCalls, RequestContext, RunLog, RunPool, SyncCreditService, current_run
 from agentcredits_crewai.errors import aborting
 
 logger = logging.getLogger("agentcredits")
@@ -52,16 +52,17 @@ class Run(RunLog):
     Args:
         owner: The crew or flow that was started.
         terms: What it is charged by.
-        context: Who pays; carries the run's cap.
+        context: Who pays.
         outer: The credited run around it.
     """
 
+    is_over = property(lambda self: self.pool.is_over)
+
     def __init__(self, owner: object, terms: Terms, context: RequestContext, outer: Run | None) -> None:
-        super().__init__(context.organization_id, context.run_id, outer=outer)
+        self.pool = RunPool(terms.service, context, terms.max_credits, getattr(outer, "pool", None))
+        super().__init__(context.organization_id, self.pool.context.run_id, outer=outer)
         self.owner = owner
         self.terms = terms
-        self.context = context
-        self.is_over = False
         self._ends = ["once"]
         self.calls = ModelCalls(
             self, terms.service, agent_type=terms.agent_type, action=terms.llm_action, rate=terms.rate
@@ -89,8 +90,8 @@ class Run(RunLog):
             self._ends.pop()
         except IndexError:
             return
-        self.is_over = True
         self.settle_earlier(lambda _subject: True)
+        self.pool.end()
         if self.terms.on_run is not None:
             try:
                 self.terms.on_run(self)
