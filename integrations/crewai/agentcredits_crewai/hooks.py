@@ -174,7 +174,7 @@ def scope(run: Run) -> Iterator[None]:
             present.append(hook)
     call = CALL.set(None)
     try:
-        with use_context(run.pool.context), run.listening(), scoped_hooks(hooks):
+        with use_context(run.context), run.listening(), scoped_hooks(hooks):
             try:
                 yield
             except BaseException:

@@ -61,8 +61,7 @@ class Run(RunLog):
     def __init__(self, owner: object, terms: Terms, context: RequestContext, outer: Run | None) -> None:
         self.pool = RunPool(terms.service, context, terms.max_credits, getattr(outer, "pool", None))
         super().__init__(context.organization_id, self.pool.context.run_id, outer=outer)
-        self.owner = owner
-        self.terms = terms
+        self.owner, self.terms, self.context = owner, terms, self.pool.context
         self._ends = ["once"]
         self.calls = ModelCalls(
             self, terms.service, agent_type=terms.agent_type, action=terms.llm_action, rate=terms.rate
