@@ -34,7 +34,7 @@ RULES = (
 )
 
 
-class Differs(AssertionError):
+class DifferenceError(AssertionError):
     """The service and the model differ; says which seed and step show it again."""
 
 
@@ -68,7 +68,7 @@ def episode(service: Any, clock: FakeClock, *, seed: int, steps: int) -> Counter
     """One pair of fresh accounts and ``steps`` steps; gives the calls that were made.
 
     Raises:
-        Differs: The service did something else than the model.
+        DifferenceError: The service did something else than the model.
     """
 
     class Machine(StormMachine):
@@ -80,13 +80,13 @@ def episode(service: Any, clock: FakeClock, *, seed: int, steps: int) -> Counter
     number = 0
     try:
         machine.open_accounts(first=grant_micros.by_dice(dice))
-        for number in range(1, steps + 1):
+        for number in range(1, steps + 1):  # noqa: B007  # said in the error
             name, draw = dice.choice(RULES)
             getattr(machine, name)(step=draw.by_dice(dice))
         machine.compare_all()
         machine.teardown()
     except Exception as error:
-        raise Differs(f"seed {seed}, step {number}: {error!r} {getattr(error, '__notes__', '')}") from error
+        raise DifferenceError(f"seed {seed}, step {number}: {error!r} {getattr(error, '__notes__', '')}") from error
     return machine.made
 
 
@@ -102,7 +102,7 @@ def storm(url: str, seed: int, steps: int) -> dict[str, Any]:
                 length = min(EPISODE, steps - done)
                 made += episode(service, clock, seed=seed * 1_000_003 + done, steps=length)
                 done += length
-        except Differs as found:
+        except DifferenceError as found:
             difference = str(found)
     return {"steps": done, "calls": made, "difference": difference}
 
