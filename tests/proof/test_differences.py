@@ -17,6 +17,7 @@ from agentcredits.testing import FakeClock
 from tests.concurrency import workers
 from tests.proof.conftest import Record
 from tests.proof.naive_races import FloatAmounts, NoKeys, SelectThenUpdateSettlement
+from tests.proof.racing import kind_of
 from tests.property import storm
 from tests.property.machine import START
 
@@ -41,7 +42,7 @@ def urls(database_url: str) -> Iterator[list[str]]:
 @pytest.mark.timeout(3_600)
 def test_the_service_does_what_the_reference_model_does(urls: list[str], proof: str, seed: int, record: Record) -> None:
     """500,000 steps on SQLite and 50,000 on PostgreSQL; short: 20,000 and 2,000. No difference at any of them."""
-    database = "sqlite" if urls[0].startswith("sqlite") else "postgresql"
+    database = kind_of(urls[0])
     steps = -(-STEPS[database][proof] // len(urls))
     processes = [
         storm.start(url, seed=seed * PROCESSES + number, steps=steps) for number, url in enumerate(urls, start=1)
