@@ -7,7 +7,9 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, create_engine, text
 
@@ -203,3 +205,17 @@ class PlainBegin:
 
     def close(self) -> None:
         self._connection.close()
+
+
+# -- windows -------------------------------------------------------------------------------------------------------
+
+
+class CivilDay:
+    """A day begins when the clock shows 0:00 and lasts 24 hours."""
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self._zone = zone
+
+    def bounds(self, at: datetime) -> tuple[datetime, datetime]:
+        start = at.astimezone(self._zone).replace(hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
+        return start, start + timedelta(days=1)
