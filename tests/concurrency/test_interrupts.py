@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from agentcredits.service import CreditService, SyncCreditService
 from tests.concurrency import workers
@@ -61,13 +62,21 @@ async def test_a_hold_whose_answer_came_as_its_caller_left_is_released(database_
     async def reserve(service: CreditService) -> None:
         await service.reserve_credits(organization_id=ACME, amount=1, ttl=timedelta(minutes=10))
 
+    engine = workers.own_engine(database_url)
+
+    def holds() -> int:
+        with engine.connect() as connection:
+            return int(connection.execute(text("SELECT count(*) FROM credit_reservations")).scalar_one())
+
     async with CreditService(database_url) as service:
         await service.grant_credits(ACME, 100)
-        for _ in range(8):
+        for number in range(8):
             task = asyncio.create_task(reserve(service))
             for _ in range(3):
                 await asyncio.sleep(0)
-            time.sleep(0.03)  # noqa: ASYNC251  # keeping the loop from the answer is the point
+            end = time.monotonic() + 30
+            while holds() <= number and time.monotonic() < end:
+                time.sleep(0.002)  # noqa: ASYNC251  # keeping the loop from the answer is the point
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -76,6 +85,7 @@ async def test_a_hold_whose_answer_came_as_its_caller_left_is_released(database_
         assert len(page) == 8, "the holds should have been made"
         assert (await service.get_balance(ACME)).reserved == 0
         assert (await service.verify(ACME)).ok
+    engine.dispose()
 
 
 async def test_a_cancelled_wait_for_a_busy_account_is_not_charged_twice(database_url: str) -> None:
