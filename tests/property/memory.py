@@ -18,6 +18,7 @@ from agentcredits.model import LimitUnit
 from agentcredits.rules import limits
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import book_due, is_due
+from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.posting import Outcome, decide
 from agentcredits.rules.state import AccountState, Ledger, Row
 from agentcredits.runner.steps import Post, Settle
@@ -82,7 +83,10 @@ class MemoryService(SyncCreditService):
         return _Page(records.public_row(organization_id, row) for row in reversed(ledger.changes.rows))
 
     def list_grants(self, organization_id: Any, **_: Any) -> Any:
-        ledger = self._seen(organization_id)
+        ledger = copy.deepcopy(self._seen(organization_id))
+        for grant in ledger.grants.values():
+            # One that was used up before it ended: nothing was due, so nothing was booked.
+            end_if_over(ledger, grant, self._now(ledger))
         return [records.public_grant(organization_id, grant) for grant in ledger.grants.values()]
 
     def get_reservation(self, reservation: Any, *, organization_id: Any = None) -> Any:
