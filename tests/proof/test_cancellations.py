@@ -24,6 +24,8 @@ ACME = "acme"
 LONG_TTL = timedelta(minutes=10)
 SHORT_TTL = timedelta(seconds=1)
 AT_ONCE = 20
+#: How often the loop is busy just before a call is cancelled.
+BUSY = 0.1
 
 Call = Callable[[int], Coroutine[Any, Any, None]]
 
@@ -129,6 +131,9 @@ async def cancel_at_random(calls: Sequence[Call], count: int, seed: int) -> int:
     async def one(number: int) -> None:
         task = asyncio.create_task(calls[number % len(calls)](number))
         await asyncio.sleep(dice.choice([0, dice.random() * life, dice.random() * life, dice.random() * 8 * life]))
+        if dice.random() < BUSY:
+            # The answer comes while the loop is busy, and the task is cancelled before it sees it.
+            time.sleep(life)  # noqa: ASYNC251  # a loop that is kept busy is the point
         task.cancel()
         try:
             await task
