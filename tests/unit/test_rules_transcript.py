@@ -93,7 +93,7 @@ def grants() -> Iterator[Step]:
     yield "a plan that ends", now, keyed(ops.Grant, "g2", expires_at=START + DAY, **plan)
     later = {"category": GrantCategory.PROMOTIONAL, "effective_at": START + 10 * MINUTE, "amount_micros": 3 * CREDIT}
     yield "a promotion that starts later", now, keyed(ops.Grant, "g3", **later)
-    yield "another", now, keyed(ops.Grant, "g4", **later)
+    yield "another", now, keyed(ops.Grant, "g4", **later | {"amount_micros": 4 * CREDIT})
     yield "an end that has passed", now, keyed(ops.Grant, "g5", amount_micros=1, expires_at=START)
     yield "an end before its start", now, keyed(ops.Grant, "g5", **later | {"expires_at": START + 5 * MINUTE})
     yield "too much in all", now, keyed(ops.Grant, "g5", amount_micros=9 * 10**18)
@@ -137,6 +137,7 @@ def holds() -> Iterator[Step]:
     same = {"key": "key-h1", "fingerprint": "print-h1", "amount_micros": 4 * CREDIT, "ttl": DAY}
     yield "the same hold", now, keyed(ops.Reserve, "x", **same)
     yield "more than is free of holds", now, keyed(ops.Reserve, "h2", amount_micros=43 * CREDIT, ttl=MINUTE)
+    yield "as much as is held", now, keyed(ops.Reserve, "h2", amount_micros=44 * CREDIT, ttl=MINUTE)
     yield "hold, observed", now, keyed(ops.Reserve, "h3", amount_micros=90 * CREDIT, ttl=DAY, observe=True)
     yield "extend", now, on_hold(ops.Extend, "h1", ttl=7 * MINUTE)
     yield "commit too much", now, commit("h1", 5 * CREDIT)
@@ -193,6 +194,10 @@ def ends() -> Iterator[Step]:
     yield "ends", 20 * MINUTE, ops.Expire(organization_id="acme")
     yield "its refund ends too", 21 * MINUTE, keyed(ops.Refund, "e5", transaction_id="e4")
     yield "and what its hold gives back", 22 * MINUTE, commit("e3", CREDIT // 2)
+    soon = {"amount_micros": CREDIT, "expires_at": START + 24 * MINUTE, "priority": 1}
+    yield "a grant", 23 * MINUTE, keyed(ops.Grant, "g10", **soon)
+    yield "that is used up", 23 * MINUTE, keyed(ops.Consume, "e6", amount_micros=CREDIT)
+    yield "is over when it is voided", 24 * MINUTE, ops.VoidGrant(organization_id="acme", grant_id="g10")
 
 
 def limits() -> Iterator[Step]:
@@ -278,6 +283,9 @@ def told() -> list[dict[str, Any]]:
                         "answer": plain(outcome),
                         "writes": plain(changes),
                         "grants": plain([ledger.grants[id_] for id_ in sorted(changes.grants)]),
+                        "holds": plain([ledger.holds[id_] for id_ in sorted(changes.holds)]),
+                        "keys": plain([ledger.keys[place] for place in sorted(changes.keys | changes.new_keys)]),
+                        "limits": plain([ledger.limits[id_] for id_ in sorted(changes.limits | changes.new_limits)]),
                         "counters": plain(usage),
                         "usage": plain(rollups.totals(changes.rows)),
                         "account": plain(ledger.account),
