@@ -105,7 +105,9 @@ def grants() -> Iterator[Step]:
     yield "adjust again", now, keyed(ops.Adjust, "a2", **again)
     yield "adjust downwards", now, keyed(ops.Adjust, "a3", amount_micros=-CREDIT, grant_id="-", reason="twice")
     yield "adjust by too much", now, keyed(ops.Adjust, "a4", amount_micros=-90 * CREDIT, grant_id="-")
-    yield "adjust by all that can be spent", now, keyed(ops.Adjust, "a5", amount_micros=-56 * CREDIT, grant_id="-")
+    yield "adjust by all but a micro", now, keyed(ops.Adjust, "a5", amount_micros=1 - 56 * CREDIT, grant_id="-")
+    yield "which is little", now, keyed(ops.Consume, "c0", amount_micros=CREDIT, activity=VIDEO)
+    yield "adjust by the micro", now, keyed(ops.Adjust, "a6", amount_micros=-1, grant_id="-")
     yield "give it again", now, keyed(ops.Grant, "g6", amount_micros=45 * CREDIT)
     yield "and some to be used first", now, keyed(ops.Grant, "g0", amount_micros=5 * CREDIT, priority=10)
 
@@ -194,6 +196,10 @@ def ends() -> Iterator[Step]:
     yield "ends", 20 * MINUTE, ops.Expire(organization_id="acme")
     yield "its refund ends too", 21 * MINUTE, keyed(ops.Refund, "e5", transaction_id="e4")
     yield "and what its hold gives back", 22 * MINUTE, commit("e3", CREDIT // 2)
+    yield "a long hold", 22 * MINUTE, keyed(ops.Reserve, "e7", amount_micros=CREDIT, ttl=DAY)
+    yield "that is shortened", 22 * MINUTE, on_hold(ops.Extend, "e7", ttl=20 * MINUTE)
+    yield "and awaited for less still", 22 * MINUTE, on_hold(ops.MarkUnknown, "e7", **awaited | {"ttl": 10 * MINUTE})
+    yield "for nothing", 22 * MINUTE, on_hold(ops.Release, "e7")
     soon = {"amount_micros": CREDIT, "expires_at": START + 24 * MINUTE, "priority": 1}
     yield "a grant", 23 * MINUTE, keyed(ops.Grant, "g10", **soon)
     yield "that is used up", 23 * MINUTE, keyed(ops.Consume, "e6", amount_micros=CREDIT)
@@ -301,6 +307,11 @@ def test_the_life_of_an_account_is_as_it_was_written_down() -> None:
     assert [line["step"] for line in actual] == [line["step"] for line in expected]
     for line, wanted in zip(actual, expected, strict=True):
         assert line == wanted
+
+
+def test_a_fingerprint_is_the_same_for_ever() -> None:
+    """It stands in databases: a key of yesterday's version must be recognised tomorrow."""
+    assert ops.fingerprint("grant", 1, "é", None, START) == "ee797f0fe208b98835789d6e58ca5167"
 
 
 if __name__ == "__main__":
