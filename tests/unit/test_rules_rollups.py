@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+
+import pytest
 
 from agentcredits.model import Pricing, TransactionType
 from agentcredits.rules.rollups import Totals, bucket, day_of, totals
@@ -50,8 +53,15 @@ def test_moments_of_one_day_are_added_and_days_and_places_are_not() -> None:
     }
 
 
-def test_a_day_is_that_of_utc() -> None:
-    assert day_of(EVENING.astimezone(timezone(timedelta(hours=9)))) == "2026-01-31"
+def test_a_day_is_that_of_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the moment was read, and wherever the machine stands."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert day_of(EVENING.astimezone(timezone(timedelta(hours=9)))) == "2026-01-31"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_bucket_is_the_same_for_ever_and_tells_values_apart() -> None:

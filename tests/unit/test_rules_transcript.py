@@ -178,6 +178,8 @@ def holds() -> Iterator[Step]:
 
 
 def ends() -> Iterator[Step]:
+    again = {"key": "key-c1", "fingerprint": "print-c1", "amount_micros": 1}
+    yield "an old charge again", 3 * MINUTE - timedelta(seconds=1), keyed(ops.Consume, "x", **again)
     yield "one that will run out", 3 * MINUTE, keyed(ops.Reserve, "e1", amount_micros=2 * CREDIT, ttl=MINUTE)
     awaited = {"provider": "fal", "provider_reference": None, "ttl": 2 * MINUTE}
     yield "and one that is awaited", 3 * MINUTE, keyed(ops.Reserve, "e2", amount_micros=CREDIT, ttl=MINUTE)
@@ -200,10 +202,19 @@ def ends() -> Iterator[Step]:
     yield "that is shortened", 22 * MINUTE, on_hold(ops.Extend, "e7", ttl=20 * MINUTE)
     yield "and awaited for less still", 22 * MINUTE, on_hold(ops.MarkUnknown, "e7", **awaited | {"ttl": 10 * MINUTE})
     yield "for nothing", 22 * MINUTE, on_hold(ops.Release, "e7")
+    # Used up before they end: nothing is due then, so their end is booked when somebody comes back to them.
     soon = {"amount_micros": CREDIT, "expires_at": START + 24 * MINUTE, "priority": 1}
-    yield "a grant", 23 * MINUTE, keyed(ops.Grant, "g10", **soon)
-    yield "that is used up", 23 * MINUTE, keyed(ops.Consume, "e6", amount_micros=CREDIT)
-    yield "is over when it is voided", 24 * MINUTE, ops.VoidGrant(organization_id="acme", grant_id="g10")
+    for number in (1, 2):
+        yield "a grant", 23 * MINUTE, keyed(ops.Grant, f"s{number}", **soon)
+        yield "that is used up", 23 * MINUTE, keyed(ops.Consume, f"su{number}", amount_micros=CREDIT)
+    half = timedelta(seconds=30)
+    yield "something else", 23 * MINUTE, keyed(ops.Reserve, "e8", amount_micros=CREDIT, ttl=half)
+    yield "is over first", 23 * MINUTE + half, ops.Expire(organization_id="acme")
+    yield "is over when it is voided", 24 * MINUTE, ops.VoidGrant(organization_id="acme", grant_id="s1")
+    yield "is over when it is refunded", 24 * MINUTE, keyed(ops.Refund, "e9", transaction_id="su2")
+    yield "a grant", 25 * MINUTE, keyed(ops.Grant, "s3", amount_micros=3 * CREDIT, priority=1)
+    yield "some is taken back", 25 * MINUTE, keyed(ops.Adjust, "e10", amount_micros=-CREDIT, grant_id="-")
+    yield "then all", 25 * MINUTE, ops.VoidGrant(organization_id="acme", grant_id="s3")
 
 
 def limits() -> Iterator[Step]:
