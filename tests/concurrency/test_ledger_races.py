@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,9 +15,8 @@ from agentcredits.errors import (
     CreditsError,
     InsufficientCreditsError,
     RefundExceedsChargeError,
-    ReservationAlreadySettledError,
 )
-from agentcredits.model import Overage, ReservationState, TransactionType
+from agentcredits.model import Overage, TransactionType
 from agentcredits.service import SyncCreditService
 from tests.concurrency import workers
 
@@ -125,34 +123,6 @@ def test_4_processes_of_32_coroutines_take_exactly_1000_of_1000_credits(database
         balance = service.get_balance(ACME)
         assert (balance.available, balance.spent) == (0, 1_000)
         assert service.verify(ACME).ok
-
-
-def test_one_hold_is_settled_once_whoever_comes_first(services: list[SyncCreditService]) -> None:
-    """Commit, another commit and two releases of one hold at once: one wins, the others are told or answered again."""
-    services[0].grant_credits(ACME, 1_000)
-    charged = Decimal(0)
-    won = Counter[str]()
-    for _ in range(25):
-        hold = services[0].reserve_credits(organization_id=ACME, amount=5, ttl=timedelta(minutes=5)).id
-        acts: list[Callable[[SyncCreditService], Any]] = [
-            lambda service, hold=hold: service.commit_reservation(hold, 2, organization_id=ACME),
-            lambda service, hold=hold: service.commit_reservation(hold, 3, organization_id=ACME),
-            lambda service, hold=hold: service.release_reservation(hold, organization_id=ACME),
-            lambda service, hold=hold: service.release_reservation(hold, organization_id=ACME),
-        ]
-        results = race(4, lambda place, acts=acts: acts[place](services[place % 2]))
-        refused = [result for result in results if isinstance(result, CreditsError)]
-        assert all(isinstance(error, ReservationAlreadySettledError) for error in refused)
-        first = [result for result in results if not isinstance(result, CreditsError) and not result.replayed]
-        assert len(first) == 1
-        record = services[1].get_reservation(hold, organization_id=ACME)
-        won[record.state] += 1
-        charged += record.charged
-        assert len(refused) == (3 if record.state is ReservationState.COMMITTED else 2)
-    assert sum(won.values()) == 25
-    balance = services[0].get_balance(ACME)
-    assert (balance.spent, balance.reserved) == (charged, 0)
-    assert services[0].verify(ACME).ok
 
 
 def test_refunds_at_once_never_exceed_the_charge(services: list[SyncCreditService]) -> None:

@@ -213,41 +213,7 @@ def test_the_same_harness_catches_a_limit_that_is_only_looked_at(services: list[
     assert found.usage[0].spent > 20
 
 
-# -- first use -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.proof
-@pytest.mark.timeout(3_600)
-def test_the_first_use_of_an_unknown_department_overshoots_by_nothing(
-    services: list[SyncCreditService], proof: str, record_property: pytest.RecordProperty
-) -> None:
-    """64 callers at once, no counter yet: exactly as many get through as the default allows, in every round."""
-    rounds = 500 if proof == "long" else 20
-    services[0].grant_credits(ACME, 100_000)
-    services[0].set_limit(ACME, amount=10, window="month", scope="department")
-    services[0].set_limit(ACME, amount=7, window="day", scope="user", unit="count")
-    overshoot = 0
-    for number in range(rounds):
-        by_count = number % 2 == 1
-        scope = {"user_id" if by_count else "department_id": f"new-{number}"}
-
-        def first_use(place: int, scope: dict[str, str] = scope) -> bool:
-            service = services[place % 2]
-            try:
-                if place % 4 < 2:
-                    service.consume_credits(organization_id=ACME, amount=1, **scope)  # type: ignore[arg-type]
-                else:
-                    service.reserve_credits(organization_id=ACME, amount=1, ttl=TTL, **scope).commit()  # type: ignore[arg-type]
-            except CreditLimitExceededError:
-                return False
-            return True
-
-        allowed = sum(race(64, first_use))
-        overshoot += allowed - (7 if by_count else 10)
-        assert overshoot == 0, number
-    record_property("rounds", rounds)
-    record_property("overshoot", overshoot)
-    assert services[0].verify(ACME).problems == ()
+# -- one batch ----------------------------------------------------------------------------------------------------
 
 
 async def test_one_batch_of_coroutines_stays_within_a_limit(database_url: str) -> None:

@@ -29,7 +29,7 @@ Call = tuple[str, dict[str, Any]]
 
 
 def change_one(name: str, value: Any) -> Any:
-    """Another value of the same kind."""
+    """Another value of the same kind, and never an amount of 0, which is refused for itself."""
     if name == "amount":
         return (value or CREDIT) + 1 or CREDIT
     if isinstance(value, int):
@@ -333,12 +333,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    @initialize(first=grant_micros)
+    @initialize(first=grant_micros.by_hypothesis)
     def open_accounts(self, first: int) -> None:
         self.grant(0, first + 20 * CREDIT, "paid", 50, None, None)
         self.apply(("create_account", {"organization_id": self.organizations[1]}))
 
-    @rule(step=works)
+    @rule(step=works.by_hypothesis)
     def work(self, step: tuple[str, dict[str, Any]]) -> None:
         """Any operation; one that needs a hold or a charge makes one first."""
         name, drawn = step
@@ -352,18 +352,18 @@ class LedgerMachine(RuleBasedStateMachine):
             self.consume(0, 3 * CREDIT, "cap", (None, None, "alpha"))
         getattr(self, name)(**drawn)
 
-    @rule(step=works)
+    @rule(step=works.by_hypothesis)
     def work_more(self, step: tuple[str, dict[str, Any]]) -> None:
         """The same: rules are drawn evenly, and most steps should be work."""
         self.work(step)
 
-    @rule(step=oddities)
+    @rule(step=oddities.by_hypothesis)
     def do_something_odd(self, step: tuple[str, dict[str, Any]]) -> None:
         """Repetitions, changed repetitions, and ids that mean nothing here."""
         name, drawn = step
         getattr(self, name)(**drawn)
 
-    @rule(step=times)
+    @rule(step=times.by_hypothesis)
     def let_time_pass(self, step: tuple[str, dict[str, Any]]) -> None:
         name, drawn = step
         getattr(self, name)(**drawn)

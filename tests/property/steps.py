@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
-from hypothesis import strategies as st
+from tests.property import draws as st
 
 CREDIT = 1_000_000
 
@@ -28,7 +27,7 @@ places = st.sampled_from([0, 0, 0, 0, 1])
 names_by_id = st.sampled_from(["commit_reservation", "release_reservation", "mark_unknown", "void_grant"])
 
 
-def step(method: str, /, **drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+def step(method: str, /, **drawn: st.Draw) -> st.Draw:
     """One call of a method of the machine."""
     return st.tuples(st.just(method), st.fixed_dictionaries(drawn))
 

@@ -463,3 +463,18 @@ def test_the_rules_count_what_adding_everything_up_says(proof: str) -> None:
     run()
     assert min(did[name] for name in ("refused", "allowed", "committed", "over-run", "late", "refunded")) > 40, did
     assert did["crossings"] > 100
+
+
+def test_a_counter_of_a_limit_that_cannot_be_read_stands_until_its_window_ends() -> None:
+    """One whose limit can be read always stands: it was brought into the window of now."""
+    limit = LimitState("l", LimitScope.USER, "u", LimitUnit.CREDITS, "day", 5, LimitMode.HARD, START)
+    unreadable = replace(limit, unusable="no window")
+
+    def counts(of: LimitState, end: datetime | None) -> bool:
+        return limits.Counter(of, UsageState("l", "u", window_start=START, window_end=end)).counts(START)
+
+    assert counts(limit, None)
+    assert counts(limit, START)
+    assert counts(unreadable, None)
+    assert counts(unreadable, START + timedelta(seconds=1))
+    assert not counts(unreadable, START)

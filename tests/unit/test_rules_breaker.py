@@ -12,7 +12,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 PAUSES = Pauses(5 * MINUTE, 60 * MINUTE, 10 * MINUTE)
 EMPTY = Finding("credits_exhausted", "fal.balance", "exhausted")
-PLACE = ("fal", "")
+PLACE = ("fal", "main")
 
 
 def opened(finding: Finding = EMPTY) -> BreakerState:
@@ -23,7 +23,9 @@ def test_the_first_failure_opens() -> None:
     """It says why, and when to look again."""
     state = opened()
     assert (state.category, state.rule, state.message) == ("credits_exhausted", "fal.balance", "exhausted")
+    assert (state.provider, state.account) == PLACE
     assert (state.failures, state.opened_at, state.probe_at) == (1, NOW, NOW + 5 * MINUTE)
+    assert not may_probe(state, NOW)
 
 
 def test_a_quota_is_probed_when_the_provider_says_that_it_is_over() -> None:
