@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,9 @@ def test_the_commands_in_the_readme_run(
 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.delenv("AGENTCREDITS_DATABASE_URL", raising=False)
+    # The one file that they name.
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "agentcredits" / "prices" / "agent-actions.toml", tmp_path / "new-prices.toml")
     section = README.partition("## Command line")[2].partition("\n## ")[0]
     lines = [shlex.split(line[2:], comments=True) for line in section.splitlines() if line.startswith("$ ")]
     assert len(lines) >= 7

@@ -16,7 +16,7 @@ from agentcredits import SyncCreditService, VerifyProgress
 from agentcredits.store import ledger_pages, verification
 from agentcredits.store.dialects import dialect_of
 from agentcredits.testing import FakeClock
-from tests.benchmarks.size import fill
+from tests.benchmarks.ledgers import fill
 
 ACME = "acme"
 

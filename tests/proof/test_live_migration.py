@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, text
 
 from agentcredits.errors import CreditsError
 from agentcredits.service import SyncCreditService
-from tests.benchmarks.size import CREDIT, fill
+from tests.benchmarks.ledgers import CREDIT, fill
 from tests.migration.databases import HEAD
 from tests.proof import next_version
 from tests.proof.conftest import Record
