@@ -84,7 +84,7 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     if not observed:
         limits.keep(ledger, counters)
         runs.keep(ledger, pool)
-        limits.book(ledger, row, now)
+        limits.book(ledger, row, now, counters)
         runs.book(ledger, row, now)
     remember(ledger, operation, now)
     return Outcome(row)

@@ -157,7 +157,7 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
         wanted = requested - charged
         run = runs.of_record(ledger, hold)
         most = runs.least(
-            limits.room(limits.counters(ledger, limits.places_of_record(hold), now)),
+            limits.room(limits.counters_of_record(ledger, hold, now)),
             None if run is None else runs.room(ledger, run),
         )
         if most is not None:

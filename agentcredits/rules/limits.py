@@ -8,9 +8,9 @@ department or user, only the latter refuses and warns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Protocol
 
 from agentcredits.errors import ConfigurationError, InvalidInputError, LimitNotFoundError
@@ -81,19 +81,20 @@ class Counter:
 # -- who counts --------------------------------------------------------------------------------------------------
 
 
+_names_of_activity = attrgetter(
+    "agent_type", "action", "scopes.project_id", "scopes.department_id", "scopes.user_id", "scopes.run_id"
+)
+_names_of_record = attrgetter("agent_type", "action", "project_id", "department_id", "user_id", "run_id")
+
+
 def places_of_activity(activity: ops.Activity) -> list[Place]:
     """The scopes that an action is in."""
-    scopes = activity.scopes
-    return _places(
-        activity.agent_type, activity.action, scopes.project_id, scopes.department_id, scopes.user_id, scopes.run_id
-    )
+    return _places(*_names_of_activity(activity))
 
 
 def places_of_record(record: Scoped) -> list[Place]:
     """The scopes that a hold or ledger row is in."""
-    return _places(
-        record.agent_type, record.action, record.project_id, record.department_id, record.user_id, record.run_id
-    )
+    return _places(*_names_of_record(record))
 
 
 def _places(
@@ -123,23 +124,44 @@ def action_id(agent_type: str | None, action: str | None) -> str | None:
     return None if agent_type is None or action is None else f"{agent_type}.{action}"
 
 
-def counters(ledger: Ledger, places: Sequence[Place], now: datetime) -> list[Counter]:
-    """Every counter that something in these scopes moves, in its window of ``now``."""
+def counters_of_activity(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[Counter]:
+    """Every counter that an action moves, in its window of ``now``."""
+    return _counters(ledger, _names_of_activity(activity), now)
+
+
+def counters_of_record(ledger: Ledger, record: Scoped, now: datetime) -> list[Counter]:
+    """Every counter that a hold or ledger row moves, in its window of ``now``."""
+    return _counters(ledger, _names_of_record(record), now)
+
+
+def _counters(ledger: Ledger, names: tuple[str | None, ...], now: datetime) -> list[Counter]:
+    over = ledger.limits_over.get(names)
+    if over is None:
+        # The same for most operations of a batch.
+        over = ledger.limits_over[names] = _limits_over(ledger, _places(*names))
+    return [Counter(limit, _usage(ledger, limit, scope_id, now), speaks) for limit, scope_id, speaks in over]
+
+
+def _limits_over(ledger: Ledger, places: Sequence[Place]) -> list[tuple[LimitState, str, bool]]:
+    """The limits over these scopes, the id that each counts by, and whether no more specific one stands in for it."""
     found = []
     for scope, scope_id in places:
         own = ledger.limits_at.get((scope, scope_id), [])
-        found += [Counter(limit, _usage(ledger, limit, scope_id, now)) for limit in own]
+        found += [(limit, scope_id, True) for limit in own]
         for limit in ledger.limits_at.get((scope, ""), []) if scope_id else ():
             replaced = any(one.unit is limit.unit and one.window_text == limit.window_text for one in own)
-            found.append(Counter(limit, _usage(ledger, limit, scope_id, now), speaks=not replaced))
+            found.append((limit, scope_id, not replaced))
     return found
 
 
 def _usage(ledger: Ledger, limit: LimitState, scope_id: str, now: datetime) -> UsageState:
     """The counter as it stands in the window of ``now``; a new one is kept only when it is moved."""
     usage = ledger.usage.get((limit.id, scope_id)) or UsageState(limit.id, scope_id)
-    with suppress(InvalidInputError):  # a window that cannot be read: the counter stays in the one that it has
+    try:
         roll(limit, usage, now)
+    except InvalidInputError:
+        # A window that cannot be read: the counter stays in the one that it has.
+        return usage
     return usage
 
 
@@ -177,7 +199,7 @@ def of_spending(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[C
     pools. Nothing is kept before ``keep``: a refusal leaves no trace.
     """
     cap, run_id = activity.scopes.run_max_micros, activity.scopes.run_id
-    found = counters(ledger, places_of_activity(activity), now) if ledger.limits else []
+    found = counters_of_activity(ledger, activity, now) if ledger.limits else []
     known = None if cap is None or run_id is None else cap_of(ledger, run_id)
     for counter in found:
         if counter.limit is known and cap is not None and (known.amount, known.mode) != (cap, LimitMode.HARD):
@@ -289,11 +311,14 @@ def let_go(ledger: Ledger, record: HoldState) -> None:
             ledger.touch_usage(usage)
 
 
-def book(ledger: Ledger, row: Row, now: datetime) -> None:
-    """Count a charge in the window of ``now``, and record the thresholds that it reached."""
+def book(ledger: Ledger, row: Row, now: datetime, found: Sequence[Counter] | None = None) -> None:
+    """Count a charge in the window of ``now``, and record the thresholds that it reached.
+
+    ``found``: the counters of its action, if they are known.
+    """
     if not ledger.limits or row.pricing is Pricing.OBSERVED:
         return
-    for counter in counters(ledger, places_of_record(row), now):
+    for counter in counters_of_record(ledger, row, now) if found is None else found:
         units = counter.units(-row.amount_micros)
         if not units or not counter.counts(now):
             continue
@@ -308,7 +333,7 @@ def unbook(ledger: Ledger, charge: Row, amount_micros: int, now: datetime) -> No
     """A refund makes room again, while the window of its charge is current; never for a count."""
     if not ledger.limits:
         return
-    for counter in counters(ledger, places_of_record(charge), now):
+    for counter in counters_of_record(ledger, charge, now):
         limit, usage = counter.limit, counter.usage
         if limit.unit is not LimitUnit.CREDITS or not counter.counts(now):
             continue
@@ -410,7 +435,7 @@ def _count_existing(ledger: Ledger, operation: ops.SetLimit, limit: LimitState, 
         charge = ledger.rows.get(row.refund_of) if row.refund_of is not None else row
         if charge is None or charge.type is not TransactionType.DEBIT or charge.pricing is Pricing.OBSERVED:
             continue
-        for counter in counters(ledger, places_of_record(charge), now):
+        for counter in counters_of_record(ledger, charge, now):
             in_window = counter.usage.window_start is None or charge.created_at >= counter.usage.window_start
             if counter.limit is limit and in_window:
                 refund_of_count = row is not charge and limit.unit is LimitUnit.COUNT

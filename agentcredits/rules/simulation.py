@@ -228,7 +228,7 @@ class Simulation:
     def _is_refused(self, row: Row) -> bool:
         if not self.limits:
             return False
-        found = limit_rules.counters(self._ledger, limit_rules.places_of_record(row), row.created_at)
+        found = limit_rules.counters_of_record(self._ledger, row, row.created_at)
         activity = Activity(agent_type=row.agent_type, action=row.action)
         try:
             limit_rules.check(self._ledger, found, -row.amount_micros, activity)

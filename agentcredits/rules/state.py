@@ -346,6 +346,8 @@ class Ledger:
     limits: dict[str, LimitState] = field(default_factory=dict)
     #: The same by (scope, scope_id); kept by ``add_limit`` and ``drop_limit``.
     limits_at: dict[tuple[str, str], list[LimitState]] = field(default_factory=dict)
+    #: What ``rules.limits`` found there for the names of an action; forgotten with every limit that comes or goes.
+    limits_over: dict[tuple[str | None, ...], list[tuple[LimitState, str, bool]]] = field(default_factory=dict)
     usage: dict[tuple[str, str], UsageState] = field(default_factory=dict)
     #: What was charged before, by scope id, for limits that are to count it: from the ledger, by the limit's place.
     existing: dict[tuple[str, str, str, str], dict[str, int]] = field(default_factory=dict)
@@ -370,11 +372,13 @@ class Ledger:
         if limit.id not in self.limits:
             self.limits[limit.id] = limit
             self.limits_at.setdefault((limit.scope, limit.scope_id), []).append(limit)
+            self.limits_over.clear()
 
     def drop_limit(self, limit: LimitState) -> None:
         """Let a removed limit be found no more."""
         del self.limits[limit.id]
         self.limits_at[limit.scope, limit.scope_id].remove(limit)
+        self.limits_over.clear()
 
     def touch_usage(self, usage: UsageState) -> None:
         """Keep a counter, noted as new or changed."""
