@@ -133,7 +133,8 @@ class MemoryService(SyncCreditService):
             "granted_micros": lambda grant: grant.amount_micros,
         }
         for name, of in sums.items():
-            if getattr(account, name) != sum(of(grant) for grant in grants):
+            lent = account.overdrawn_micros if name == "spent_micros" else 0
+            if getattr(account, name) != lent + sum(of(grant) for grant in grants):
                 problems.append(f"{name} is {getattr(account, name)}")
         if account.ledger_balance_micros != sum(row.amount_micros for row in ledger.changes.rows):
             problems.append("rows do not add up")
