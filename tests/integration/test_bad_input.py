@@ -28,6 +28,7 @@ from agentcredits.errors import (
     OverageRejectedError,
     RefundExceedsChargeError,
     ReservationNotFoundError,
+    RunNotFoundError,
     TransactionNotFoundError,
     UnpricedActionError,
 )
@@ -92,6 +93,10 @@ KIND: dict[str, str] = {
     "cursor": "cursor",
     "priority": "priority",
     "final_amount": "amount or zero",
+    "max_credits": "amount or zero",
+    "by": "text",
+    "run": "record id",
+    "parent_run_id": "organization",
 }
 Wrong = tuple[str, dict[str, Any], type[CreditsError]]
 
@@ -208,6 +213,9 @@ def entries(ids: Ids) -> list[Entry]:
         *cost_entries(),
         *limit_entries(ids),
         *report_entries(),
+        *account_entries(),
+        *run_entries(),
+        *upkeep_entries(),
         Entry(
             "list_transactions",
             {**acme, "limit": 5},
@@ -294,6 +302,86 @@ def grant_entries(ids: Ids) -> list[Entry]:
             ],
         ),
         Entry("list_grants", acme, "organization_id", ("organization_id",), [UNKNOWN_ACCOUNT]),
+    ]
+
+
+def account_entries() -> list[Entry]:
+    """The standing of accounts; of a newcomer, because the others go on working."""
+    first, named = ("organization_id",), {"organization_id": "newcomer", "reason": "a reason", "by": "ann"}
+    with_reason = ("organization_id", "reason")
+    tried = "organization_id reason by"
+    return [
+        Entry("get_account", {"organization_id": ACME}, "organization_id", first, [UNKNOWN_ACCOUNT]),
+        Entry(
+            "set_overdraft",
+            {"organization_id": ACME, "amount": 5},
+            "organization_id",
+            ("organization_id", "amount"),
+            [UNKNOWN_ACCOUNT, *((f"amount {value!r:.30}", {"amount": value}, InvalidAmountError) for value in NUMBERS)],
+        ),
+        *(
+            Entry(name, named, tried, with_reason, [UNKNOWN_ACCOUNT])
+            for name in ("freeze_account", "unfreeze_account", "close_account", "reopen_account")
+        ),
+    ]
+
+
+def run_entries() -> list[Entry]:
+    """Runs and their pools."""
+    acme, first = {"organization_id": ACME}, ("organization_id",)
+    run = {**acme, "run": "run-1"}
+    no_run: list[Wrong] = [
+        ("unknown run", {"run": "nowhere"}, RunNotFoundError),
+        ("foreign run", {"organization_id": OTHER}, RunNotFoundError),
+        NO_ORGANIZATION,
+    ]
+    return [
+        Entry(
+            "open_run",
+            {**acme, "run_id": "run-1", "max_credits": 5, "ttl": timedelta(hours=1)},
+            "organization_id run_id max_credits ttl",
+            ("organization_id", "run_id"),
+            [
+                UNKNOWN_ACCOUNT,
+                ("an unknown run around it", {"parent_run_id": "nowhere"}, RunNotFoundError),
+                ("itself around it", {"parent_run_id": "run-1"}, InvalidInputError),
+            ],
+        ),
+        Entry("get_run", run, "run organization_id", ("run",), no_run),
+        Entry("list_runs", {**acme, "limit": 5}, "organization_id limit parent_run_id", first, [UNKNOWN_ACCOUNT]),
+        Entry("end_run", {**run, "reason": "done"}, "run organization_id reason", ("run",), no_run),
+        Entry("purge_runs", acme, "organization_id", first, [("no time", {"older_than": 5}, InvalidInputError)]),
+    ]
+
+
+def upkeep_entries() -> list[Entry]:
+    """What looks after what is there."""
+    acme, first = {"organization_id": ACME}, ("organization_id",)
+    nothing: Wrong = ("nothing to try", {"costs": None}, InvalidInputError)
+    backwards: Wrong = ("ends before it starts", {"since": LATER, "until": EARLIER}, InvalidInputError)
+    costs = [PriceEntry("ContentAgent", "generate_content", 2)]
+    return [
+        Entry("simulate", {**acme, "costs": costs}, "organization_id since until", first, [nothing, backwards]),
+        Entry(
+            "purge",
+            {**acme, "older_than": timedelta(days=90)},
+            "organization_id",
+            first,
+            [
+                UNKNOWN_ACCOUNT,
+                ("no time", {"older_than": 5}, InvalidInputError),
+                ("a moment ago", {"older_than": timedelta(hours=1)}, InvalidInputError),
+                ("no age at all", {"older_than": None}, InvalidInputError),
+            ],
+        ),
+        Entry(
+            "erase_user_details",
+            {**acme, "user_id": "ann"},
+            "organization_id user_id",
+            ("organization_id", "user_id"),
+            [UNKNOWN_ACCOUNT],
+        ),
+        Entry("repair", acme, "organization_id", first),
     ]
 
 
