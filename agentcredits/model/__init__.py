@@ -25,6 +25,7 @@ from agentcredits.model.records import (
     Scopes,
     Transaction,
 )
+from agentcredits.model.recurring import Lasting, RecurringGrant, Rollover
 from agentcredits.model.usage import UsageLine, UsageReport
 from agentcredits.model.words import (
     GrantCategory,
@@ -34,6 +35,7 @@ from agentcredits.model.words import (
     LimitUnit,
     Overage,
     Pricing,
+    RecurringStatus,
     ReservationState,
     TransactionType,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "DryRunResult",
     "GrantCategory",
     "GrantStatus",
+    "Lasting",
     "Limit",
     "LimitCrossing",
     "LimitMode",
@@ -64,8 +67,11 @@ __all__ = [
     "Pricing",
     "Quote",
     "QuoteLine",
+    "RecurringGrant",
+    "RecurringStatus",
     "ReservationRecord",
     "ReservationState",
+    "Rollover",
     "Scopes",
     "SweepReport",
     "Transaction",

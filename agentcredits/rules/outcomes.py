@@ -19,10 +19,11 @@ from agentcredits.rules.state import (
     KeyState,
     Ledger,
     LimitState,
+    RecurringState,
     Row,
 )
 
-Record = AccountState | GrantState | HoldState | LimitState | Row
+Record = AccountState | GrantState | HoldState | LimitState | RecurringState | Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from agentcredits.errors import CreditsError
-from agentcredits.rules import charges, grants, holds, limits
+from agentcredits.rules import charges, grants, holds, limits, recurring
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
@@ -51,6 +51,8 @@ _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]]
     ops.MarkUnknown: holds.mark_unknown,
     ops.Refund: charges.refund,
     ops.Adjust: grants.adjust,
+    ops.CreateRecurring: recurring.create,
+    ops.CancelRecurring: recurring.cancel,
     ops.SetLimit: limits.set_limit,
     ops.RemoveLimit: limits.remove_limit,
     ops.Expire: _expire,

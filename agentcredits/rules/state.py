@@ -15,14 +15,17 @@ from agentcredits.model import (
     Allocation,
     GrantCategory,
     GrantStatus,
+    Lasting,
     LimitMode,
     LimitScope,
     LimitUnit,
     Pricing,
+    RecurringStatus,
     ReservationState,
     TransactionType,
 )
 from agentcredits.rules.operations import Activity
+from agentcredits.rules.periods import RolloverTerms
 
 OPEN_STATES = frozenset({ReservationState.ACTIVE, ReservationState.UNKNOWN})
 
@@ -42,6 +45,10 @@ class AccountState:
     voided_micros: int = 0
     last_seq: int = 0
     next_due_at: datetime | None = None
+    #: Exactly when the next recurring grant comes; the recurring grants need not be loaded before.
+    next_refill_at: datetime | None = None
+    #: Whether any grant was ever restricted to certain actions.
+    has_restricted: bool = False
 
     @property
     def ledger_balance_micros(self) -> int:
@@ -77,6 +84,13 @@ class GrantState:
     held_micros: int = 0
     expired_micros: int = 0
     voided_micros: int = 0
+    #: Names of the actions that may use it; empty: every action.
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
+    recurring_id: str | None = None
+    period_start: datetime | None = None
+    rolled_from: str | None = None
 
     @property
     def remaining_micros(self) -> int:
@@ -89,6 +103,39 @@ class GrantState:
         return self.held_micros > 0 or (
             self.remaining_micros > 0 and self.status in (GrantStatus.SCHEDULED, GrantStatus.ACTIVE)
         )
+
+
+@dataclass(slots=True)
+class RecurringState:
+    """A recurring grant's row.
+
+    ``next_at`` is the moment of the first refill that is not booked, ``last_start`` the start of the last period that
+    is: a period that began then or earlier is never granted again, whatever becomes of the rules of a time zone.
+    """
+
+    id: str
+    status: RecurringStatus
+    amount_micros: int
+    category: GrantCategory
+    priority: int
+    window_text: str
+    starts_at: datetime
+    next_at: datetime
+    created_at: datetime
+    last_start: datetime | None = None
+    ends_at: datetime | None = None
+    expires_after: Lasting = "period"
+    rollover: RolloverTerms | None = None
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
+    source: str | None = None
+    cancelled_at: datetime | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it grants again."""
+        return self.status is RecurringStatus.ACTIVE
 
 
 @dataclass(slots=True)
@@ -239,6 +286,8 @@ class Changes:
     """What has to be written back: new rows in order, and the ids of changed ones."""
 
     account: bool = False
+    #: Whether the account uses more (or less) of what is loaded only where it is used.
+    account_features: bool = False
     new_grants: set[str] = field(default_factory=set)
     grants: set[str] = field(default_factory=set)
     new_holds: set[str] = field(default_factory=set)
@@ -253,6 +302,8 @@ class Changes:
     usage: set[tuple[str, str]] = field(default_factory=set)
     crossings: list[Crossed] = field(default_factory=list)
     denials: list[Denied] = field(default_factory=list)
+    new_recurring: set[str] = field(default_factory=set)
+    recurring: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -277,6 +328,8 @@ class Ledger:
     usage: dict[tuple[str, str], UsageState] = field(default_factory=dict)
     #: What was charged before, by scope id, for limits that are to count it: from the ledger, by the limit's place.
     existing: dict[tuple[str, str, str, str], dict[str, int]] = field(default_factory=dict)
+    #: All active recurring grants, where one is due or named.
+    recurring: dict[str, RecurringState] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
 
     def touch_grant(self, grant_id: str) -> GrantState:
@@ -290,6 +343,12 @@ class Ledger:
         if hold.id not in self.changes.new_holds:
             self.changes.holds.add(hold.id)
         return hold
+
+    def touch_recurring(self, recurring: RecurringState) -> RecurringState:
+        """The recurring grant, noted as changed."""
+        if recurring.id not in self.changes.new_recurring:
+            self.changes.recurring.add(recurring.id)
+        return recurring
 
     def add_limit(self, limit: LimitState) -> None:
         """Let a limit, loaded or new, be found."""

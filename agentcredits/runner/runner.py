@@ -33,7 +33,7 @@ from agentcredits.runner.pending import Answer, AsyncPending, Pending
 from agentcredits.store import upgrade
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import Fault, classify, translate
-from agentcredits.store.posting import post
+from agentcredits.store.posting import post_in_part
 
 if TYPE_CHECKING:
     import asyncio
@@ -282,19 +282,31 @@ class Runner:
         fresh, attempts.fresh = attempts.fresh, False
         with self._gate, self._exclusive(), self.engine.connect() as connection:
             self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
-            outcomes = post(
-                connection,
-                operations,
-                clock=self.clock,
-                fresh=fresh,
-                lock_timeout_seconds=self._limits.lock_timeout_seconds,
-            )
-            try:
-                connection.commit()
-            except SQLAlchemyError:
-                attempts.ambiguous = True
-                raise
-            return outcomes
+            outcomes = self._post_and_commit(connection, operations, fresh, attempts)
+            # An account that slept for years is brought up to date in several transactions.
+            while late := [place for place, outcome in enumerate(outcomes) if outcome is None]:
+                self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
+                again = self._post_and_commit(connection, [operations[place] for place in late], fresh, attempts)
+                for place, outcome in zip(late, again, strict=True):
+                    outcomes[place] = outcome
+            return [outcome for outcome in outcomes if outcome is not None]
+
+    def _post_and_commit(
+        self, connection: Connection, operations: Sequence[Operation], fresh: bool, attempts: _Attempts
+    ) -> list[Outcome | None]:
+        outcomes = post_in_part(
+            connection,
+            operations,
+            clock=self.clock,
+            fresh=fresh,
+            lock_timeout_seconds=self._limits.lock_timeout_seconds,
+        )
+        try:
+            connection.commit()
+        except SQLAlchemyError:
+            attempts.ambiguous = True
+            raise
+        return outcomes
 
     # -- reads -----------------------------------------------------------------------------------------------
 

@@ -17,9 +17,11 @@ from agentcredits.rules.refusals import in_unit
 from agentcredits.rules.state import OPEN_STATES, LimitState
 from agentcredits.store import limit_records, limit_sums, records
 from agentcredits.store.tables import (
+    credit_grants,
     credit_limit_usage,
     credit_limits,
     credit_reservations,
+    credit_transaction_allocations,
     credit_transaction_details,
     credit_transactions,
     usage_rollups,
@@ -154,6 +156,7 @@ def _difference(name: str, limit: LimitState, scope_id: str, stored: int, expect
 def check_usage(connection: Connection, organization_id: str) -> Problems:
     """The totals by day against the charges and refunds that they are made of."""
     rows, details, totals = credit_transactions, credit_transaction_details, usage_rollups
+    parts, grants = credit_transaction_allocations, credit_grants
     if connection.dialect.name == "postgresql":
         day: Any = func.to_char(func.timezone("UTC", rows.c.created_at), "YYYY-MM-DD")
     else:
@@ -163,6 +166,16 @@ def check_usage(connection: Connection, organization_id: str) -> Problems:
         for name in rollups.GROUPED
     ]
     is_debit = rows.c.type == "debit"
+    net = case((is_debit, parts.c.amount_micros), else_=-parts.c.amount_micros)
+    with_details = rows.outerjoin(
+        details, and_(details.c.organization_id == rows.c.organization_id, details.c.transaction_id == rows.c.id)
+    )
+    counted = and_(
+        rows.c.organization_id == organization_id,
+        rows.c.type.in_(["debit", "refund"]),
+        rows.c.pricing != Pricing.OBSERVED.value,
+    )
+    nothing = literal(0)
     from_rows = (
         select(
             day.label("day"),
@@ -170,18 +183,24 @@ def check_usage(connection: Connection, organization_id: str) -> Problems:
             case((is_debit, 1), else_=0).label("charges"),
             case((is_debit, -rows.c.amount_micros), else_=0).label("charged"),
             case((is_debit, 0), else_=rows.c.amount_micros).label("refunded"),
+            *(nothing.label(name) for name in limit_records.NET_COLUMNS.values()),
+        )
+        .select_from(with_details)
+        .where(counted)
+    )
+    from_parts = (
+        select(
+            day,
+            *grouped,
+            *(nothing, nothing, nothing),
+            *(case((grants.c.category == category.value, net), else_=0) for category in limit_records.NET_COLUMNS),
         )
         .select_from(
-            rows.outerjoin(
-                details,
-                and_(details.c.organization_id == rows.c.organization_id, details.c.transaction_id == rows.c.id),
-            )
+            with_details.join(
+                parts, and_(parts.c.organization_id == rows.c.organization_id, parts.c.transaction_id == rows.c.id)
+            ).join(grants, and_(grants.c.organization_id == parts.c.organization_id, grants.c.id == parts.c.grant_id))
         )
-        .where(
-            rows.c.organization_id == organization_id,
-            rows.c.type.in_(["debit", "refund"]),
-            rows.c.pricing != Pricing.OBSERVED.value,
-        )
+        .where(counted)
     )
     from_totals = select(
         cast(totals.c.day, String),
@@ -189,10 +208,11 @@ def check_usage(connection: Connection, organization_id: str) -> Problems:
         -totals.c.charges,
         -totals.c.charged_micros,
         -totals.c.refunded_micros,
+        *(-totals.c[name] for name in limit_records.NET_COLUMNS.values()),
     ).where(totals.c.organization_id == organization_id)
-    both = union_all(from_rows, from_totals).subquery()
+    both = union_all(from_rows, from_parts, from_totals).subquery()
     place: Sequence[Any] = [both.c.day, *(both.c[name] for name in rollups.GROUPED)]
-    sums = [func.sum(both.c[name]) for name in ("charges", "charged", "refunded")]
+    sums = [func.sum(both.c[name]) for name in ("charges", "charged", "refunded", *limit_records.NET_COLUMNS.values())]
     differs = or_(*(total != literal(0) for total in sums))
     for row in connection.execute(select(*place).group_by(*place).having(differs).limit(MAX_EXAMPLES)):
         what = ", ".join(f"{name} {value}" for name, value in zip(rollups.GROUPED, row[1:], strict=True) if value)

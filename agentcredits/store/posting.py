@@ -18,7 +18,7 @@ from agentcredits.rules.due import book_due
 from agentcredits.rules.operations import Operation
 from agentcredits.rules.posting import Outcome, decide
 from agentcredits.rules.state import Ledger, Row
-from agentcredits.store import limit_records, loading, records
+from agentcredits.store import limit_records, loading, records, recurring_records
 from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
 from agentcredits.store.tables import (
@@ -33,8 +33,12 @@ from agentcredits.store.tables import (
     credit_transaction_details,
     credit_transactions,
     idempotency_keys,
+    recurring_grants,
     usage_rollups,
 )
+
+#: How many recurring grants one transaction books: an account that slept for years catches up in several.
+MAX_REFILLS: Final = 200
 
 
 def post(
@@ -45,7 +49,7 @@ def post(
     fresh: bool = True,
     lock_timeout_seconds: float | None = None,
 ) -> list[Outcome]:
-    """Decide and book operations in order; answer each, refusals included.
+    """Decide and book operations in order; answer each, refusals included. However much is due, it is booked.
 
     Args:
         connection: In a write transaction that the caller commits. On PostgreSQL all operations name one account.
@@ -57,17 +61,39 @@ def post(
     Returns:
         One outcome per operation, in order. Records are snapshots: later operations of the batch do not show.
     """
+    outcomes = post_in_part(
+        connection, operations, clock=clock, fresh=fresh, lock_timeout_seconds=lock_timeout_seconds, most_refills=None
+    )
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def post_in_part(
+    connection: Connection,
+    operations: Sequence[Operation],
+    *,
+    clock: Clock | None = None,
+    fresh: bool = True,
+    lock_timeout_seconds: float | None = None,
+    most_refills: int | None = MAX_REFILLS,
+) -> list[Outcome | None]:
+    """As :func:`post`, but where more recurring grants are due than ``most_refills``, only those are booked.
+
+    The operations on such an account are not decided: their outcome is None, and they are to be posted again in the
+    next transaction.
+    """
     places: dict[str, list[int]] = {}
     for place, operation in enumerate(operations):
         places.setdefault(operation.organization_id, []).append(place)
     dialect = dialect_of(connection)
     if len(places) > 1 and not dialect.mixes_accounts:
         raise AssertionError("a batch names one account: a lock held for one tenant must not stop another")
-    outcomes: list[Outcome] = [Outcome()] * len(operations)
+    outcomes: list[Outcome | None] = [None] * len(operations)
     for organization_id in sorted(places):
         batch = [operations[place] for place in places[organization_id]]
-        answers = _post_account(connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds)
-        for place, answer in zip(places[organization_id], answers, strict=True):
+        answers = _post_account(
+            connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds, most_refills
+        )
+        for place, answer in zip(places[organization_id], answers or (), strict=answers is not None):
             outcomes[place] = answer
     return outcomes
 
@@ -80,7 +106,8 @@ def _post_account(
     clock: Clock | None,
     fresh: bool,
     lock_timeout_seconds: float | None,
-) -> list[Outcome]:
+    most_refills: int | None,
+) -> list[Outcome] | None:
     ledger = Ledger(organization_id)
     created = False
     opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
@@ -100,7 +127,10 @@ def _post_account(
         if opened.has_limits:
             loading.load_limits(connection, ledger, operations)
         loading.load_existing(connection, ledger, operations, now)
-        book_due(ledger, now)
+        loading.load_recurring(connection, ledger, now, operations)
+        if not book_due(ledger, now, most_refills=most_refills):
+            _write_back(connection, dialect, ledger)
+            return None
     outcomes = _decide_all(ledger, operations, now, opened=not created)
     if created and ledger.account is None:
         connection.execute(delete(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
@@ -154,7 +184,11 @@ def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -
     details = (records.detail_values(owner, row) for row in rows)
     grants, holds, keys, limits, usage = ledger.grants, ledger.holds, ledger.keys, ledger.limits, ledger.usage
     writes = [
-        Write(credit_accounts, [records.account_counters(account)] if changes.account else [], key[:1]),
+        Write(
+            credit_accounts,
+            [records.account_counters(account, features=changes.account_features)] if changes.account else [],
+            key[:1],
+        ),
         Write(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)]),
         Write(credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants)], key),
         Write(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)]),
@@ -175,7 +209,7 @@ def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -
             usage_rollups,
             [limit_records.rollup_values(owner, place, total) for place, total in sorted(rollups.totals(rows).items())],
             ("organization_id", "day", "bucket"),
-            adds=("charges", "charged_micros", "refunded_micros", "uncollected_micros"),
+            adds=limit_records.ROLLUP_SUMS,
         ),
         Write(credit_limits, [limit_records.limit_values(owner, limits[id_]) for id_ in sorted(changes.new_limits)]),
         Write(credit_limits, [limit_records.limit_changes(owner, limits[id_]) for id_ in sorted(changes.limits)], key),
@@ -189,6 +223,15 @@ def _write_back(connection: Connection, dialect: StoreDialect, ledger: Ledger) -
             ("organization_id", "limit_id", "scope_id"),
         ),
         Write(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings]),
+        Write(
+            recurring_grants,
+            [recurring_records.recurring_values(owner, ledger.recurring[id_]) for id_ in sorted(changes.new_recurring)],
+        ),
+        Write(
+            recurring_grants,
+            [recurring_records.recurring_changes(owner, ledger.recurring[id_]) for id_ in sorted(changes.recurring)],
+            key,
+        ),
         Write(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials]),
     ]
     dialect.write(connection, [entry for entry in writes if entry.rows])

@@ -121,16 +121,21 @@ def read_account(row: RowLike) -> AccountState:
     return AccountState(
         organization_id=row["organization_id"],
         created_at=row["created_at"],
+        next_refill_at=row["next_refill_at"],
+        has_restricted=bool(row["has_restricted"]),
         **{name: row[name] for name in _ACCOUNT_COUNTERS},
     )
 
 
-def account_counters(account: AccountState) -> Values:
-    """What an UPDATE of the account writes, with its key."""
-    return {
+def account_counters(account: AccountState, *, features: bool = False) -> Values:
+    """What an UPDATE of the account writes, with its key; ``features``: also what changes once in a while."""
+    values = {
         "organization_id": account.organization_id,
         **dict(zip(_ACCOUNT_COUNTERS, _account_counters(account), strict=True)),
     }
+    if features:
+        values |= {"next_refill_at": account.next_refill_at, "has_restricted": account.has_restricted}
+    return values
 
 
 # -- grants ------------------------------------------------------------------------------------------------------
@@ -149,6 +154,12 @@ def read_grant(row: RowLike) -> GrantState:
         expires_at=row["expires_at"],
         voided_at=row["voided_at"],
         source=row["source"],
+        only_for=read_names(row["only_for"]),
+        unit_cost=exact(row["unit_cost"]),
+        currency=row["currency"],
+        recurring_id=row["recurring_id"],
+        period_start=row["period_start"],
+        rolled_from=row["rolled_from"],
         **{name: row[name] for name in _GRANT_COUNTERS},
     )
 
@@ -164,7 +175,23 @@ def grant_values(organization_id: str, grant: GrantState) -> Values:
         "expires_at": grant.expires_at,
         "created_at": grant.created_at,
         "source": grant.source,
+        "only_for": write_names(grant.only_for),
+        "unit_cost": grant.unit_cost,
+        "currency": grant.currency,
+        "recurring_id": grant.recurring_id,
+        "period_start": grant.period_start,
+        "rolled_from": grant.rolled_from,
     }
+
+
+def read_names(value: str | None) -> tuple[str, ...]:
+    """The names of actions in a column; NULL: none."""
+    return tuple(json.loads(value)) if value else ()
+
+
+def write_names(names: tuple[str, ...]) -> str | None:
+    """Names of actions for a column."""
+    return json.dumps(names) if names else None
 
 
 def grant_changes(organization_id: str, grant: GrantState) -> Values:
@@ -193,6 +220,12 @@ def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = Fa
         expires_at=grant.expires_at,
         voided_at=grant.voided_at,
         source=grant.source,
+        only_for=grant.only_for,
+        unit_cost=grant.unit_cost,
+        currency=grant.currency,
+        recurring_id=grant.recurring_id,
+        period_start=grant.period_start,
+        rolled_from=grant.rolled_from,
         replayed=replayed,
         **{name: getattr(grant, name) for name in _GRANT_COUNTERS},
     )
@@ -204,7 +237,7 @@ def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = Fa
 def read_hold(row: RowLike) -> HoldState:
     """A credit_reservations row as state."""
     plain = {name: row[name] for name in _HOLD_PLAIN}
-    plain["quantity"] = _decimal(plain["quantity"])
+    plain["quantity"] = exact(plain["quantity"])
     return HoldState(
         state=ReservationState(row["state"]),
         pricing=Pricing(row["pricing"]),
@@ -254,7 +287,7 @@ def public_hold(organization_id: str, hold: HoldState, *, replayed: bool = False
 def read_row(row: RowLike, allocations: tuple[Allocation, ...]) -> Row:
     """A credit_transactions row (joined with its details) as state."""
     plain = {name: row[name] for name in (*_ROW_PLAIN, *_DETAILS)}
-    plain["quantity"] = _decimal(plain["quantity"])
+    plain["quantity"] = exact(plain["quantity"])
     return Row(type=TransactionType(row["type"]), pricing=Pricing(row["pricing"]), allocations=allocations, **plain)
 
 
@@ -266,6 +299,12 @@ def row_values(organization_id: str, row: Row) -> Values:
         "pricing": row.pricing.value,
         **dict(zip(_ROW_PLAIN, _row_plain(row), strict=True)),
     }
+
+
+def read_allocation(row: Any) -> Allocation:
+    """A credit_transaction_allocations row (joined with its grant) as a part of a ledger row."""
+    category = None if row.category is None else GrantCategory(row.category)
+    return Allocation(row.grant_id, row.amount_micros, category, exact(row.unit_cost), row.currency)
 
 
 def allocation_values(organization_id: str, row: Row) -> list[Values]:
@@ -324,8 +363,8 @@ def key_values(organization_id: str, key: KeyState) -> Values:
     }
 
 
-def _decimal(value: Any) -> Decimal | None:
-    """A quantity without the column's trailing zeros, the same on every database."""
+def exact(value: Any) -> Decimal | None:
+    """A number without the column's trailing zeros, the same on every database."""
     if value is None:
         return None
     return Decimal(f"{Decimal(value).normalize():f}")

@@ -51,6 +51,10 @@ credit_accounts = Table(
     Column("next_due_at", UtcDateTime),
     Column("last_posted_at", UtcDateTime, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # Exactly when the next recurring grant comes, and whether any grant was ever restricted: what belongs to either is
+    # read only where it is needed.
+    Column("next_refill_at", UtcDateTime),
+    Column("has_restricted", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("organization_id"),
     CheckConstraint(
         "granted_micros >= 0 AND scheduled_micros >= 0 AND spent_micros >= 0 AND reserved_micros >= 0"
@@ -79,6 +83,14 @@ credit_grants = Table(
     Column("voided_at", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
     Column("source", SCOPE),
+    # The actions that may use it, as JSON: '["VideoAgent.*"]'; NULL: every action.
+    Column("only_for", Text),
+    # What one credit of it cost.
+    Column("unit_cost", ExactNumeric),
+    Column("currency", WORD),
+    Column("recurring_id", ID),
+    Column("period_start", UtcDateTime),
+    Column("rolled_from", ID),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
     CheckConstraint(one_of("status", "scheduled", "active", "expired", "voided"), name="status"),
@@ -96,6 +108,60 @@ Index(
     credit_grants.c.id,
     sqlite_where=credit_grants.c.is_open,
     postgresql_where=credit_grants.c.is_open,
+)
+
+#: Each period of a recurring grant is granted once, and the rest of a grant is carried over once.
+Index(
+    "uq_credit_grants_period",
+    credit_grants.c.organization_id,
+    credit_grants.c.recurring_id,
+    credit_grants.c.period_start,
+    unique=True,
+    sqlite_where=text("period_start IS NOT NULL"),
+    postgresql_where=text("period_start IS NOT NULL"),
+)
+Index(
+    "uq_credit_grants_rolled_from",
+    credit_grants.c.organization_id,
+    credit_grants.c.rolled_from,
+    unique=True,
+    sqlite_where=text("rolled_from IS NOT NULL"),
+    postgresql_where=text("rolled_from IS NOT NULL"),
+)
+
+#: Grants that come again each period. How long something lasts: 'period', 'never', or seconds.
+recurring_grants = Table(
+    "recurring_grants",
+    metadata,
+    Column("organization_id", SCOPE, nullable=False),
+    Column("id", ID, nullable=False),
+    Column("status", WORD, nullable=False),
+    micros("amount_micros", default=None),
+    Column("category", WORD, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("window_text", String(128), nullable=False),
+    Column("starts_at", UtcDateTime, nullable=False),
+    # The first refill that is not booked, and the start of the last period that is.
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("last_start", UtcDateTime),
+    Column("ends_at", UtcDateTime),
+    Column("expires_after", WORD, nullable=False),
+    # NULL: nothing is carried over.
+    Column("rollover_minimum_micros", BigInteger),
+    Column("rollover_maximum_micros", BigInteger),
+    Column("rollover_expires_after", WORD),
+    Column("only_for", Text),
+    Column("unit_cost", ExactNumeric),
+    Column("currency", WORD),
+    Column("source", SCOPE),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("cancelled_at", UtcDateTime),
+    PrimaryKeyConstraint("organization_id", "id"),
+    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
+    CheckConstraint(one_of("status", "active", "ended", "cancelled"), name="status"),
+    CheckConstraint(one_of("category", "paid", "promotional", "plan", "adjustment"), name="category"),
+    CheckConstraint("amount_micros > 0", name="amount"),
+    CheckConstraint("next_at >= starts_at AND (last_start IS NULL OR next_at > last_start)", name="progress"),
 )
 
 credit_reservations = Table(
@@ -366,6 +432,11 @@ usage_rollups = Table(
     micros("charged_micros"),
     micros("refunded_micros"),
     micros("uncollected_micros"),
+    # Charged less refunded, by the category of the grants.
+    micros("paid_micros"),
+    micros("promotional_micros"),
+    micros("plan_micros"),
+    micros("adjustment_micros"),
     PrimaryKeyConstraint("organization_id", "day", "bucket"),
 )
 

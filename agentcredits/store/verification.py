@@ -16,7 +16,7 @@ from agentcredits.amounts import from_micros
 from agentcredits.model import VerifyProblem, VerifyReport
 from agentcredits.rules.entries import next_event
 from agentcredits.rules.state import OPEN_STATES
-from agentcredits.store import limit_verification, records
+from agentcredits.store import limit_verification, records, recurring_verification
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.tables import (
     credit_accounts,
@@ -25,6 +25,7 @@ from agentcredits.store.tables import (
     credit_transaction_allocations,
     credit_transactions,
     idempotency_keys,
+    recurring_grants,
 )
 
 _OPEN = [state.value for state in OPEN_STATES]
@@ -56,7 +57,7 @@ def _strays(connection: Connection, organization_id: str | None) -> list[VerifyP
     """Rows of organizations that have no account."""
     known = select(credit_accounts.c.organization_id)
     problems = []
-    for table in (credit_grants, credit_reservations, credit_transactions):
+    for table in (credit_grants, credit_reservations, credit_transactions, recurring_grants):
         statement = select(table.c.organization_id).where(table.c.organization_id.not_in(known)).distinct()
         if organization_id is not None:
             statement = statement.where(table.c.organization_id == organization_id)
@@ -91,6 +92,7 @@ def _verify_account(connection: Connection, organization_id: str) -> tuple[int, 
             *_check_due(account, grants, open_holds),
             *limit_verification.check_limits(connection, organization_id, account["last_posted_at"]),
             *limit_verification.check_usage(connection, organization_id),
+            *recurring_verification.check_recurring(connection, account, grants),
         )
     ]
     return int(ledger["rows"]), problems
@@ -299,6 +301,7 @@ def _check_keys(connection: Connection, organization_id: str) -> Iterator[tuple[
         ("adjust", credit_transactions),
         ("grant", credit_grants),
         ("reserve", credit_reservations),
+        ("recurring", recurring_grants),
     ):
         join = keys.outerjoin(
             table, and_(table.c.organization_id == keys.c.organization_id, table.c.id == keys.c.result_id)
@@ -314,6 +317,7 @@ def _check_keys(connection: Connection, organization_id: str) -> Iterator[tuple[
 
 def _check_due(account: Any, grants: list[Any], open_holds: list[Any]) -> Iterator[tuple[str, str]]:
     moments = [hold.expires_at for hold in open_holds]
+    moments += [] if account["next_refill_at"] is None else [account["next_refill_at"]]
     moments += [
         moment for grant in grants if grant["is_open"] and (moment := next_event(records.read_grant(grant))) is not None
     ]
