@@ -21,14 +21,14 @@ from agentcredits.model import (
     VerifyReport,
 )
 from agentcredits.rules.windows import Window
-from agentcredits.service.blocking_prices import SyncPriceMethods
+from agentcredits.service.blocking_recurring import SyncRecurringMethods
 
 Id = str | UUID
 ScopeName = Literal["organization", "department", "project", "user", "agent_type", "action", "run"]
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(SyncPriceMethods):
+class SyncOperatorMethods(SyncRecurringMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(
@@ -176,6 +176,9 @@ class SyncOperatorMethods(SyncPriceMethods):
         effective_at: datetime | None = None,
         expires_at: datetime | None = None,
         source: str | None = None,
+        only_for: Sequence[str] | None = None,
+        unit_cost: Amount | None = None,
+        currency: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> CreditGrant:
@@ -192,6 +195,9 @@ class SyncOperatorMethods(SyncPriceMethods):
                 effective_at=effective_at,
                 expires_at=expires_at,
                 source=source,
+                only_for=only_for,
+                unit_cost=unit_cost,
+                currency=currency,
                 metadata=metadata,
                 idempotency_key=idempotency_key,
             )
@@ -202,13 +208,14 @@ class SyncOperatorMethods(SyncPriceMethods):
         grant: str | CreditGrant,
         *,
         organization_id: Id | None = None,
+        mode: Literal["remaining", "unreserved"] = "remaining",
         reason: str | None = None,
     ) -> CreditGrant:
-        """Take back what is left of a grant; what is held stays with its hold and ends with it.
+        """Take back what is left of a grant.
 
         Blocking form of :meth:`CreditService.void_grant`: same arguments, results and errors.
         """
-        return self._core.run(self._core.void_grant(grant, organization_id=organization_id, reason=reason))
+        return self._core.run(self._core.void_grant(grant, organization_id=organization_id, mode=mode, reason=reason))
 
     def list_grants(
         self,

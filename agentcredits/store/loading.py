@@ -14,6 +14,7 @@ from agentcredits.rules.due import is_due, is_refill_due
 from agentcredits.rules.limits import Place
 from agentcredits.rules.state import OPEN_STATES, AccountState, HoldState, Ledger, Row
 from agentcredits.store import limit_records, limit_sums, records, recurring_records
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
@@ -24,7 +25,6 @@ from agentcredits.store.tables import (
     credit_transaction_details,
     credit_transactions,
     idempotency_keys,
-    recurring_grants,
 )
 
 _OPEN_STATES = [state.value for state in OPEN_STATES]

@@ -21,6 +21,7 @@ from agentcredits.rules.state import Ledger, Row
 from agentcredits.store import limit_records, loading, records, recurring_records
 from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_denials,
@@ -33,7 +34,6 @@ from agentcredits.store.tables import (
     credit_transaction_details,
     credit_transactions,
     idempotency_keys,
-    recurring_grants,
     usage_rollups,
 )
 

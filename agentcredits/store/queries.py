@@ -29,13 +29,13 @@ from agentcredits.rules.operations import Activity, Operation, Spending
 from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
 from agentcredits.store import loading, records, recurring_records
 from agentcredits.store.dialects import dialect_of
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
     credit_reservations,
     credit_transaction_details,
     credit_transactions,
-    recurring_grants,
 )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 from agentcredits.rules.state import RecurringState
 from agentcredits.rules.windows import Window
 from agentcredits.store import recurring_records
-from agentcredits.store.tables import recurring_grants
+from agentcredits.store.recurring_tables import recurring_grants
 
 Problems = Iterator[tuple[str, str]]
 MAX_EXAMPLES = 20

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from agentcredits.store import columns
 from agentcredits.store.columns import COUNTED, ID, KEY, SCOPE, WORD, ExactNumeric, UtcDateTime, micros, one_of
 from agentcredits.store.media_tables import media_batches, media_breakers, media_jobs
+from agentcredits.store.recurring_tables import recurring_grants
 
 metadata: Final = columns.metadata
 
@@ -127,41 +128,6 @@ Index(
     unique=True,
     sqlite_where=text("rolled_from IS NOT NULL"),
     postgresql_where=text("rolled_from IS NOT NULL"),
-)
-
-#: Grants that come again each period. How long something lasts: 'period', 'never', or seconds.
-recurring_grants = Table(
-    "recurring_grants",
-    metadata,
-    Column("organization_id", SCOPE, nullable=False),
-    Column("id", ID, nullable=False),
-    Column("status", WORD, nullable=False),
-    micros("amount_micros", default=None),
-    Column("category", WORD, nullable=False),
-    Column("priority", Integer, nullable=False),
-    Column("window_text", String(128), nullable=False),
-    Column("starts_at", UtcDateTime, nullable=False),
-    # The first refill that is not booked, and the start of the last period that is.
-    Column("next_at", UtcDateTime, nullable=False),
-    Column("last_start", UtcDateTime),
-    Column("ends_at", UtcDateTime),
-    Column("expires_after", WORD, nullable=False),
-    # NULL: nothing is carried over.
-    Column("rollover_minimum_micros", BigInteger),
-    Column("rollover_maximum_micros", BigInteger),
-    Column("rollover_expires_after", WORD),
-    Column("only_for", Text),
-    Column("unit_cost", ExactNumeric),
-    Column("currency", WORD),
-    Column("source", SCOPE),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("cancelled_at", UtcDateTime),
-    PrimaryKeyConstraint("organization_id", "id"),
-    ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
-    CheckConstraint(one_of("status", "active", "ended", "cancelled"), name="status"),
-    CheckConstraint(one_of("category", "paid", "promotional", "plan", "adjustment"), name="category"),
-    CheckConstraint("amount_micros > 0", name="amount"),
-    CheckConstraint("next_at >= starts_at AND (last_start IS NULL OR next_at > last_start)", name="progress"),
 )
 
 credit_reservations = Table(
@@ -441,6 +407,7 @@ usage_rollups = Table(
 )
 
 MEDIA_TABLES: Final = (media_breakers, media_batches, media_jobs)
+RECURRING_TABLES: Final = (recurring_grants,)
 
 #: Tables whose rows are never changed or deleted.
 APPEND_ONLY: Final = ("credit_transactions", "credit_transaction_allocations")

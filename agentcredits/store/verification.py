@@ -18,6 +18,7 @@ from agentcredits.rules.entries import next_event
 from agentcredits.rules.state import OPEN_STATES
 from agentcredits.store import limit_verification, records, recurring_verification
 from agentcredits.store.dialects import dialect_of
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
@@ -25,7 +26,6 @@ from agentcredits.store.tables import (
     credit_transaction_allocations,
     credit_transactions,
     idempotency_keys,
-    recurring_grants,
 )
 
 _OPEN = [state.value for state in OPEN_STATES]
