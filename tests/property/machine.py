@@ -12,12 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from agentcredits.amounts import from_micros
 from agentcredits.errors import CreditsError
-from agentcredits.model import Transaction
+from agentcredits.model import Rollover, Transaction
 from agentcredits.reservation import SyncReservation
 from agentcredits.service import SyncCreditService
 from agentcredits.testing import FakeClock
-from tests.property.comparing import compare_grant, compare_hold, compare_row, same
-from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Limit, Refused, Row
+from tests.property.comparing import compare_grant, compare_hold, compare_recurring, compare_row, same
+from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Limit, Recurring, Refused, Row
 from tests.property.steps import CREDIT, grant_micros, oddities, times, works
 
 START = datetime(2026, 1, 30, 22, 0, tzinfo=UTC)
@@ -44,13 +44,24 @@ def change_one(name: str, value: Any) -> Any:
         "adjustment": "paid",
         "cap": "reject",
         "reject": "cap",
+        "day": "week",
+        "week": "month",
+        "month": "day",
     }
     return swaps.get(value, "changed")
 
 
+def rollover_of(terms: tuple[int | None, int, Any] | None) -> Rollover | None:
+    """The public form of the model's terms."""
+    if terms is None:
+        return None
+    most, least, lasting = terms
+    return Rollover(None if most is None else from_micros(most), from_micros(least), lasting)
+
+
 NEEDS_A_HOLD = ("commit", "release", "extend", "await_verdict", "settle_by_handle")
 
-IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id")
+IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id", "recurring_id")
 
 #: The fields that make another payload of a keyed call; everything else may differ between two honest tries.
 PAYLOAD = {
@@ -59,6 +70,7 @@ PAYLOAD = {
     "reserve_credits": ("amount", "scopes"),
     "refund_credits": ("amount",),
     "adjust_credits": ("amount",),
+    "create_recurring_grant": ("amount", "every", "anchor", "ends_at", "category"),
 }
 
 
@@ -114,12 +126,14 @@ class LedgerMachine(RuleBasedStateMachine):
             arguments["amount"] = from_micros(amount)
         if (scopes := arguments.pop("scopes", None)) is not None:
             arguments |= dict(zip(("project_id", "department_id", "user_id"), scopes, strict=True))
-        if name == "grant_credits":
-            return self.service.grant_credits(organization_id, arguments.pop("amount"), **arguments)
+        if (action := arguments.pop("action", None)) is not None:
+            arguments |= {"agent_type": "Maker", "action": action}
+        if name == "create_recurring_grant":
+            arguments["rollover"] = rollover_of(arguments["rollover"])
+        if name in ("grant_credits", "create_recurring_grant", "adjust_credits"):
+            return getattr(self.service, name)(organization_id, arguments.pop("amount"), **arguments)
         if name == "create_account":
             return self.service.create_account(organization_id)
-        if name == "adjust_credits":
-            return self.service.adjust_credits(organization_id, arguments.pop("amount"), **arguments)
         if name == "set_limit":
             if arguments["unit"] == "count":
                 arguments["amount"] = int(arguments["amount"] * CREDIT)
@@ -153,6 +167,9 @@ class LedgerMachine(RuleBasedStateMachine):
             same("id of a repeated answer", actual.id, record.id)
         else:
             record.id = actual.id
+        if isinstance(record, Recurring):
+            for grant in record.grants:
+                grant.name()
         if isinstance(record, Row) and record.grant is not None and not record.grant.id:
             # An adjustment answers its row; its grant is named there.
             record.grant.id = actual.grant_id
@@ -168,6 +185,8 @@ class LedgerMachine(RuleBasedStateMachine):
             compare_hold(record, actual)
         elif isinstance(record, Row):
             compare_row(record, actual)
+        elif isinstance(record, Recurring):
+            compare_recurring(record, actual)
         if record is not None and not isinstance(record, Limit):
             same("replayed", actual.replayed, expected.replayed)
 
@@ -180,6 +199,7 @@ class LedgerMachine(RuleBasedStateMachine):
             view = self.model.view(organization_id).terms()
             balance = self.service.get_balance(organization_id)
             same("balance", {name: balance[f"{name}_micros"] for name in view}, view)
+            same("restricted", balance.restricted_micros, self.model.view(organization_id).restricted())
             if touched != organization_id:
                 continue
             self.compare_history(organization_id, account)
@@ -252,6 +272,10 @@ class LedgerMachine(RuleBasedStateMachine):
             same("grants", set(grants), {grant.id for grant in account.grants})
             for model_grant in account.grants:
                 compare_grant(model_grant, grants[model_grant.id])
+            recurring = {one.id: one for one in self.service.list_recurring_grants(organization_id)}
+            same("recurring grants", set(recurring), {one.id for one in account.recurring})
+            for one in account.recurring:
+                compare_recurring(one, recurring[one.id])
             for hold in account.holds:
                 compare_hold(hold, self.service.get_reservation(hold.id, organization_id=organization_id))
 
@@ -322,6 +346,7 @@ class LedgerMachine(RuleBasedStateMachine):
         priority: int,
         start: timedelta | None,
         end: timedelta | None,
+        only_for: tuple[str, ...] | None = None,
     ) -> None:
         now = self.clock.now()
         effective_at = None if start is None else now + start
@@ -336,16 +361,57 @@ class LedgerMachine(RuleBasedStateMachine):
                     "effective_at": effective_at,
                     "expires_at": None if end is None else max(now, effective_at or now) + end,
                     "source": "test",
+                    "only_for": only_for,
                     "idempotency_key": self.new_key(),
                 },
             )
         )
 
-    def void(self, number: int) -> None:
-        organization_id, grant_id = self.pick(lambda account: account.grants, number)
-        self.apply(("void_grant", {"organization_id": organization_id, "grant_id": grant_id}))
+    def recur(
+        self,
+        organization: int,
+        amount: int,
+        every: str,
+        anchor: timedelta | None,
+        length: timedelta | None,
+        category: str,
+        priority: int,
+        lasting: tuple[Any, Any],
+        only_for: tuple[str, ...] | None,
+    ) -> None:
+        now = self.clock.now()
+        begin = None if anchor is None else now + anchor
+        expires_after, rollover = lasting
+        self.apply(
+            (
+                "create_recurring_grant",
+                {
+                    "organization_id": self.organizations[organization],
+                    "amount": amount,
+                    "every": every,
+                    "anchor": begin,
+                    "ends_at": None if length is None else max(now, begin or now) + length,
+                    "category": category,
+                    "priority": priority,
+                    "expires_after": expires_after,
+                    "rollover": rollover,
+                    "only_for": only_for,
+                    "idempotency_key": self.new_key(),
+                },
+            )
+        )
 
-    def consume(self, organization: int, amount: int, overage: str, scopes: tuple[Any, ...]) -> None:
+    def cancel(self, number: int) -> None:
+        organization_id, recurring_id = self.pick(lambda account: account.recurring, number)
+        self.apply(("cancel_recurring_grant", {"organization_id": organization_id, "recurring_id": recurring_id}))
+
+    def void(self, number: int, mode: str) -> None:
+        organization_id, grant_id = self.pick(lambda account: account.grants, number)
+        self.apply(("void_grant", {"organization_id": organization_id, "grant_id": grant_id, "mode": mode}))
+
+    def consume(
+        self, organization: int, amount: int, overage: str, scopes: tuple[Any, ...], action: str | None = None
+    ) -> None:
         self.apply(
             (
                 "consume_credits",
@@ -354,12 +420,15 @@ class LedgerMachine(RuleBasedStateMachine):
                     "amount": amount,
                     "overage": overage,
                     "scopes": scopes,
+                    "action": action,
                     "idempotency_key": self.new_key(),
                 },
             )
         )
 
-    def reserve(self, organization: int, amount: int, ttl: timedelta, scopes: tuple[Any, ...]) -> None:
+    def reserve(
+        self, organization: int, amount: int, ttl: timedelta, scopes: tuple[Any, ...], action: str | None = None
+    ) -> None:
         self.apply(
             (
                 "reserve_credits",
@@ -368,6 +437,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     "amount": amount,
                     "ttl": ttl,
                     "scopes": scopes,
+                    "action": action,
                     "idempotency_key": self.new_key(),
                 },
             )
@@ -489,12 +559,21 @@ class LedgerMachine(RuleBasedStateMachine):
         arguments["grant_id" if name == "void_grant" else "reservation_id"] = str(uuid.UUID(int=number))
         if name == "commit_reservation":
             arguments |= {"amount": None, "overage": "reject"}
+        if name == "void_grant":
+            arguments["mode"] = "remaining"
         self.apply((name, arguments), remember=False)
 
     def use_an_unknown_organization(self, number: int) -> None:
         """An organization that never had an account has nothing: no balance, and no record of any id."""
         name, arguments = self.calls[-1 - number % len(self.calls)]
-        if name in ("grant_credits", "create_account", "sweep", "set_limit", "adjust_credits"):
+        if name in (
+            "grant_credits",
+            "create_account",
+            "sweep",
+            "set_limit",
+            "adjust_credits",
+            "create_recurring_grant",
+        ):
             return
         with pytest.raises(CreditsError) as caught:
             self.perform(name, arguments | {"organization_id": "nobody"})

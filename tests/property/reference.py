@@ -4,7 +4,7 @@ It shares nothing with ``agentcredits.rules``: no imports, no tables, no counter
 grants and holds each time, and everything due is looked for by scanning. What it knows:
 
 * a grant is usable when effective_at <= now < expires_at and it is not voided; burn-down order is priority,
-  expires_at (never-ending last), category, effective_at, created_at, id;
+  rollovers first, expires_at (never-ending last), restricted first, category, effective_at, created_at, id;
 * what is due is booked in the order of time (holds before grants at one instant) before anything is decided, and
   stays booked when the call is refused;
 * a hold remembers what it took from each grant: a commit uses that in burn-down order, the rest goes back newest
@@ -14,6 +14,9 @@ grants and holds each time, and everything due is looked for by scanning. What i
 * a limit counts what was charged in its window after it was made (or, if it was told so, before too), less what was
   given back in the same window, and the open holds that it was there for; a hard one refuses what would go beyond;
   one for a certain department or user stands in for the default of its unit and window;
+* a recurring grant grants each period once, at its start, after the grants that end then; the rest of the period
+  before is carried over, as far as its terms go, into a grant that burns before the others of its priority;
+* a restricted grant is usable for its actions only;
 * a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
   of a released or expired hold may be used for a new hold.
 """
@@ -21,6 +24,8 @@ grants and holds each time, and everything due is looked for by scanning. What i
 from __future__ import annotations
 
 import copy
+import itertools
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -54,6 +59,10 @@ class Grant:
     held: int = 0
     expired: int = 0
     voided: int = 0
+    only_for: tuple[str, ...] = ()
+    recurring: Recurring | None = None
+    period_start: datetime | None = None
+    rolled_from: Grant | None = None
     id: str = ""
 
     @property
@@ -64,7 +73,81 @@ class Grant:
         never = self.expires_at is None
         end = 0.0 if self.expires_at is None else self.expires_at.timestamp()
         category = CATEGORY_ORDER.index(self.category)
-        return (self.priority, never, end, category, self.effective_at, self.created_at, self.id)
+        rolled, restricted = self.rolled_from is not None, bool(self.only_for)
+        first = (self.priority, not rolled, never, end, not restricted, category)
+        return (*first, self.effective_at, self.created_at, self.id)
+
+    def allows(self, action: str | None) -> bool:
+        """Every action of the tests is Maker's."""
+        return not self.only_for or (
+            action is not None and bool({"Maker", f"Maker.{action}", f"*.{action}"} & {*self.only_for})
+        )
+
+    def name(self) -> None:
+        """What time makes has an id that follows from what it is made of."""
+        if not self.id and self.rolled_from is not None:
+            self.id = derived(self.rolled_from.id, "rollover")
+        elif not self.id and self.recurring is not None and self.period_start is not None and self.recurring.id:
+            self.id = derived(self.recurring.id, self.period_start.isoformat())
+
+
+def derived(*parts: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, "\n".join(parts)))
+
+
+Lasting = timedelta | str | None
+"""A time, "period", or for ever."""
+
+
+@dataclass(eq=False)
+class Recurring:
+    """A grant that comes again; ``rollover`` is (maximum or None, minimum, how long it lasts)."""
+
+    amount: int
+    category: str
+    priority: int
+    every: str
+    anchor: datetime
+    next_at: datetime
+    ends_at: datetime | None
+    expires_after: Lasting
+    rollover: tuple[int | None, int, Lasting] | None
+    only_for: tuple[str, ...]
+    grants: list[Grant] = field(default_factory=list)
+    status: str = "active"
+    id: str = ""
+
+    def starts(self) -> Iterator[datetime]:
+        """Of every period from one before the anchor's on, in UTC."""
+        if self.every == "month":
+            for number in itertools.count(self.anchor.year * 12 + self.anchor.month - 2):
+                year, month = divmod(number, 12)
+                day = min(self.anchor.day, 29 if month == 1 and year % 4 == 0 else DAYS[month])
+                yield self.anchor.replace(year=year, month=month + 1, day=day)
+        first = self.anchor.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=7)
+        step = timedelta(days=1 if self.every == "day" else 7)
+        while self.every == "week" and first.weekday() != 0:
+            first += timedelta(days=1)
+        for number in itertools.count():
+            yield first + number * step
+
+    def period(self, at: datetime) -> tuple[datetime, datetime]:
+        start = next(self.starts())
+        for end in self.starts():
+            if end > at:
+                return start, end
+            start = end
+        raise AssertionError("periods never end")
+
+
+#: Of each month.
+DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+def end_of(lasting: Lasting, start: datetime, period_end: datetime) -> datetime | None:
+    if isinstance(lasting, timedelta):
+        return start + lasting
+    return period_end if lasting == "period" else None
 
 
 Takes = list[tuple[Grant, int]]
@@ -146,6 +229,7 @@ class Hold:
     row: Row | None = None
     scopes: Scopes = (None, None, None)
     limits: list[Limit] = field(default_factory=list)
+    action: str | None = None
     id: str = ""
 
     @property
@@ -171,6 +255,7 @@ class Account:
 
     def __init__(self, now: datetime) -> None:
         self.grants: list[Grant] = []
+        self.recurring: list[Recurring] = []
         self.holds: list[Hold] = []
         self.rows: list[Row] = []
         self.limits: list[Limit] = []
@@ -199,6 +284,14 @@ class Account:
         """What can be taken now, in burn-down order."""
         active = [grant for grant in self.grants if grant.status == "active" and grant.remaining > 0]
         return [(grant, grant.remaining) for grant in sorted(active, key=Grant.burn_key)]
+
+    def usable_for(self, action: str | None) -> Takes:
+        """What an action can take now."""
+        return [(grant, room) for grant, room in self.usable() if grant.allows(action)]
+
+    def restricted(self) -> int:
+        """The part of it that is kept for certain actions."""
+        return sum(room for grant, room in self.usable() if grant.only_for)
 
     # -- limits --------------------------------------------------------------------------------------------------
 
@@ -260,6 +353,9 @@ class Account:
                 yield grant.effective_at
             if grant.status in ("scheduled", "active") and grant.expires_at is not None:
                 yield grant.expires_at
+        for one in self.recurring:
+            if one.status == "active":
+                yield one.next_at
 
     # -- booking -------------------------------------------------------------------------------------------------
 
@@ -295,12 +391,55 @@ class Account:
             for grant in self.grants:
                 if grant.status == "scheduled" and grant.effective_at == instant:
                     grant.status = "active"
-            for grant in self.grants:
+            for grant in sorted(self.grants, key=lambda grant: grant.id):
                 if grant.status == "active" and grant.expires_at == instant:
+                    self.carry_over(grant, instant)
                     grant.status = "expired"
                     if grant.remaining:
                         self.breakage(grant, grant.remaining)
+            for one in sorted(self.recurring, key=lambda one: one.id):
+                if one.status == "active" and one.next_at == instant:
+                    self.refill(one, instant)
         return now
+
+    def refill(self, one: Recurring, at: datetime) -> None:
+        start, end = one.period(at)
+        one.next_at = end
+        if one.ends_at is not None and end >= one.ends_at:
+            one.status = "ended"
+        expires_at = end_of(one.expires_after, at, end)
+        grant = Grant(one.amount, one.category, one.priority, at, expires_at, at, only_for=one.only_for)
+        grant.recurring, grant.period_start = one, start
+        grant.name()
+        one.grants.append(grant)
+        self.grants.append(grant)
+        self.add_row({"paid": "purchase", "adjustment": "adjust"}.get(one.category, "credit"), one.amount, grant=grant)
+
+    def carry_over(self, grant: Grant, at: datetime) -> None:
+        """What a period's grant has left goes on, as far as the terms allow, if another period follows."""
+        one = grant.recurring
+        if one is None or one.rollover is None or grant.rolled_from or one.status != "active" or one.next_at != at:
+            return
+        maximum, minimum, lasting = one.rollover
+        earlier = sum(
+            other.remaining + other.held
+            for other in self.grants
+            if other.rolled_from is not None
+            and other.recurring is one
+            and other.status == "active"
+            and (other.expires_at is None or other.expires_at > at)
+        )
+        carried = grant.remaining if maximum is None else min(grant.remaining, maximum - earlier)
+        if grant.remaining < minimum or carried <= 0:
+            return
+        grant.voided += carried
+        self.add_row("adjust", -carried, grant=grant)
+        expires_at = end_of(lasting, at, one.period(at)[1])
+        made = Grant(carried, grant.category, grant.priority, at, expires_at, at, only_for=grant.only_for)
+        made.recurring, made.rolled_from = one, grant
+        made.name()
+        self.grants.append(made)
+        self.add_row("adjust", carried, grant=made)
 
 
 def take(takes: Takes, amount: int) -> Takes:
@@ -380,44 +519,96 @@ class Ledger:
         effective_at: datetime | None,
         expires_at: datetime | None,
         source: str | None,
+        only_for: tuple[str, ...] | None,
         idempotency_key: str,
     ) -> Answer:
         self.create_account(organization_id)
         account, now = self._open(organization_id)
-        payload = (amount, category, priority, effective_at, expires_at, source)
+        payload = (amount, category, priority, effective_at, expires_at, source, only_for)
         if (replay := self._replay(account, "grant", idempotency_key, payload)) is not None:
             return replay
         start = now if effective_at is None else effective_at
         if expires_at is not None and expires_at <= max(start, now):
             raise Refused("invalid_input")
         grant = Grant(amount, category, priority, start, expires_at, now, "scheduled" if start > now else "active")
+        grant.only_for = only_for or ()
         account.grants.append(grant)
         account.add_row({"paid": "purchase", "adjustment": "adjust"}.get(category, "credit"), amount, grant=grant)
         account.keys["grant", idempotency_key] = (payload, grant)
         return Answer(grant)
 
-    def void_grant(self, organization_id: str, grant_id: str) -> Answer:
+    def create_recurring_grant(
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        every: str,
+        anchor: datetime | None,
+        ends_at: datetime | None,
+        category: str,
+        priority: int,
+        expires_after: Lasting,
+        rollover: tuple[int | None, int, Lasting] | None,
+        only_for: tuple[str, ...] | None,
+        idempotency_key: str,
+    ) -> Answer:
+        self.create_account(organization_id)
+        account, now = self._open(organization_id)
+        payload = (amount, every, anchor, ends_at, category, priority, expires_after, rollover, only_for)
+        if (replay := self._replay(account, "recurring", idempotency_key, payload)) is not None:
+            return replay
+        begin = max(anchor or now, now)
+        if ends_at is not None and ends_at <= begin:
+            raise Refused("invalid_input")
+        terms = (category, priority, every, anchor or now, begin, ends_at, expires_after, rollover, only_for or ())
+        one = Recurring(amount, *terms)
+        account.recurring.append(one)
+        if begin <= now:
+            account.refill(one, now)
+        account.keys["recurring", idempotency_key] = (payload, one)
+        return Answer(one)
+
+    def cancel_recurring_grant(self, organization_id: str, recurring_id: str) -> Answer:
+        account, _ = self._open(organization_id)
+        one = next((one for one in account.recurring if one.id == recurring_id), None)
+        if one is None:
+            raise Refused("recurring_grant_not_found")
+        if one.status != "active":
+            return Answer(one, replayed=True)
+        one.status = "cancelled"
+        return Answer(one)
+
+    def void_grant(self, organization_id: str, grant_id: str, mode: str) -> Answer:
         account, _ = self._open(organization_id)
         grant = next((one for one in account.grants if one.id == grant_id), None)
         if grant is None:
             raise Refused("grant_not_found")
-        if grant.status in ("voided", "expired"):
+        lives_on = mode == "unreserved" and grant.status == "active"
+        if grant.status in ("voided", "expired") or (lives_on and not grant.remaining):
             return Answer(grant, replayed=True)
-        grant.status = "voided"
+        if not lives_on:
+            grant.status = "voided"
         if taken := grant.remaining:
             grant.voided += taken
             account.add_row("adjust", -taken, grant=grant)
         return Answer(grant)
 
     def consume_credits(
-        self, organization_id: str, amount: int, *, overage: str, scopes: tuple[Any, ...], idempotency_key: str
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        overage: str,
+        scopes: tuple[Any, ...],
+        action: str | None,
+        idempotency_key: str,
     ) -> Answer:
         account, _ = self._open(organization_id)
-        payload = (amount, overage, scopes)
+        payload = (amount, overage, scopes, action)
         if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
             return replay
         account.check(scopes, amount, capped=overage == "cap")
-        takes = take(account.usable(), min(amount, account.limit_room(scopes)))
+        takes = take(account.usable_for(action), min(amount, account.limit_room(scopes)))
         if sum_of(takes) < amount and overage == "reject":
             raise Refused("insufficient_credits")
         row = self._debit(account, takes, amount, scopes)
@@ -442,19 +633,26 @@ class Ledger:
         )
 
     def reserve_credits(
-        self, organization_id: str, amount: int, *, ttl: timedelta, scopes: tuple[Any, ...], idempotency_key: str
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        ttl: timedelta,
+        scopes: tuple[Any, ...],
+        action: str | None,
+        idempotency_key: str,
     ) -> Answer:
         account, now = self._open(organization_id)
-        payload = (amount, scopes)
+        payload = (amount, scopes, action)
         if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
             return replay
         account.check(scopes, amount)
-        takes = take(account.usable(), amount)
+        takes = take(account.usable_for(action), amount)
         if sum_of(takes) < amount:
             raise Refused("insufficient_credits")
         for grant, part in takes:
             grant.held += part
-        hold = Hold(amount, takes, now, now + ttl, scopes=scopes, limits=account.counting(scopes))
+        hold = Hold(amount, takes, now, now + ttl, scopes=scopes, limits=account.counting(scopes), action=action)
         account.holds.append(hold)
         account.keys["reserve", idempotency_key] = (payload, hold)
         return Answer(hold)
@@ -492,7 +690,7 @@ class Ledger:
         held = [] if hold.late else hold.takes
         used = take(held, wanted)
         limited = account.limit_room(hold.scopes, without=None if hold.late else hold) - sum_of(used)
-        extra = take(account.usable(), min(wanted - sum_of(used), max(0, limited)))
+        extra = take(account.usable_for(hold.action), min(wanted - sum_of(used), max(0, limited)))
         for grant, part in used:
             grant.held -= part
         if not hold.late:

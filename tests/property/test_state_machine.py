@@ -50,9 +50,11 @@ def test_the_service_does_what_the_reference_model_does(
     record_property("steps", dict(steps))
     assert {name for name, count in steps.items() if count > 5} == {
         "adjust_credits",
+        "cancel_recurring_grant",
         "commit_reservation",
         "consume_credits",
         "create_account",
+        "create_recurring_grant",
         "extend_reservation",
         "grant_credits",
         "mark_unknown",
