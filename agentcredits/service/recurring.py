@@ -68,7 +68,8 @@ class Recurring(Operators):
         if source is not None:
             check_text(source, name="source")
         key, generated = arguments.key(idempotency_key)
-        payload = (every, begin, tz, end, kind, rank, lasting, terms, names, cost, money, source)
+        carried = None if terms is None else (terms.maximum_micros, terms.minimum_micros, terms.expires_after)
+        payload = (every, begin, tz, end, kind, rank, lasting, carried, names, cost, money, source)
         outcome = yield from self._post(
             ops.CreateRecurring(
                 organization_id=owner,
