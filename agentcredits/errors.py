@@ -293,6 +293,14 @@ class GrantNotFoundError(CreditsError):
     default_message = "There is no such grant."
 
 
+class RecurringGrantNotFoundError(CreditsError):
+    """The organization has no such recurring grant (another organization's answers the same)."""
+
+    code = "recurring_grant_not_found"
+    http_status = 404
+    default_message = "There is no such recurring grant."
+
+
 class TransactionNotFoundError(CreditsError):
     """The organization has no such transaction (another organization's answers the same)."""
 

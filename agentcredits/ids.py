@@ -30,6 +30,11 @@ def new_id() -> str:
     return str(uuid7())
 
 
+def derived_id(*parts: str) -> str:
+    """The id of what follows from other records alone: the same parts give the same id, wherever it is made."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, "\n".join(parts)))
+
+
 def check_text(value: Any, *, name: str, max_length: int = MAX_TEXT_LENGTH) -> str:
     """A text of 1 to ``max_length`` characters that every database can store, unchanged.
 

@@ -64,8 +64,9 @@ def bulk_grant(
 
     Columns: organization_id, amount (credits, at most 6 decimals), and if
     wanted category, priority, effective_at, expires_at (ISO 8601 with a
-    zone) and source, as in agentcredits grant. CSV has a header; JSON lines
-    have an object with these names on each line.
+    zone), source, only_for (names with spaces between them), unit_cost and
+    currency, as in agentcredits grant. CSV has a header; JSON lines have an
+    object with these names on each line.
 
     A line that cannot be booked is reported with its number and stops no
     other. Mend it in place and run the same command again: what is booked

@@ -81,6 +81,11 @@ def _check_grant(number: int, values: Values) -> Item:
             options[name] = None if moment is None else as_utc(moment, name=name)
     if "source" in values:
         options["source"] = check_text(values["source"], name="source")
+    if "only_for" in values:
+        names = values["only_for"]
+        options["only_for"] = arguments.only_for(names.split() if isinstance(names, str) else names)
+    cost, currency = arguments.cost_basis(values.get("unit_cost"), values.get("currency"))
+    options |= {} if cost is None else {"unit_cost": cost, "currency": currency}
     if "effective_at" in options and "expires_at" in options and options["expires_at"] <= options["effective_at"]:
         raise InvalidInputError("expires_at must be later than effective_at.", reason="expires_in_the_past")
     return Item(number, _organization(values), to_micros(amount), amount, options)
@@ -119,11 +124,13 @@ def _whole_number(value: Any, *, name: str, high: int) -> int:
     return arguments.whole_number(value, name=name, low=0, high=high)
 
 
+_MORE: Final = ("only_for", "unit_cost", "currency")
+
 GRANT: Final = Kind(
     name="grant",
     columns=Columns(
         required=("organization_id", "amount"),
-        optional=("category", "priority", "effective_at", "expires_at", "source"),
+        optional=("category", "priority", "effective_at", "expires_at", "source", *_MORE),
     ),
     check=_check_grant,
     book=_book_grant,

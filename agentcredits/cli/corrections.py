@@ -18,7 +18,7 @@ from agentcredits.cli.parameters import (
 )
 from agentcredits.cli.target import begin
 from agentcredits.errors import TransactionNotFoundError
-from agentcredits.model import CreditGrant, SweepReport, Transaction
+from agentcredits.model import CreditGrant, GrantStatus, SweepReport, Transaction
 from agentcredits.service import SyncCreditService
 
 #: The longest seq that is taken for one; ids are longer and hold a minus.
@@ -149,19 +149,25 @@ def void(
         typer.Argument(metavar="GRANT", help="The grant's id, as grants list shows it.", show_default=False),
     ],
     reason: ReasonOption,
+    unreserved: Annotated[
+        bool, typer.Option("--unreserved", help="Only what is not held: what holds give back can be spent.")
+    ] = False,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take back what is left of a grant.
 
     What was spent of it stays spent; what is held stays with its hold and
-    does not come back when the hold is released. Voiding again is harmless.
+    does not come back when the hold is released, unless --unreserved is
+    given: then the grant lives on. Voiding again is harmless.
 
     Example: agentcredits void acme 0199d9a0-0000-7000-8000-000000000001 --reason "unpaid invoice"
     """
     command = begin(ctx, database, as_json)
     with command.target.service() as service:
-        found = service.void_grant(grant, organization_id=organization, reason=reason)
+        found = service.void_grant(
+            grant, organization_id=organization, mode="unreserved" if unreserved else "remaining", reason=reason
+        )
         now = service.get_balance(organization)
 
     def render(console: Console) -> None:
@@ -172,6 +178,8 @@ def void(
 
 
 def _void_sentence(found: CreditGrant) -> str:
+    if found.replayed and found.status is GrantStatus.ACTIVE:
+        return f"Nothing of the grant of {found.organization_id} is left to take."
     if found.replayed:
         return f"The grant of {found.organization_id} was {found.status.value} before: nothing was taken."
     held = f"; {credits_text(found.held)} are still held" if found.held_micros else ""

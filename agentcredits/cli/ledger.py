@@ -22,14 +22,18 @@ from agentcredits.cli.output import (
 from agentcredits.cli.parameters import (
     NEGATIVE_NUMBERS,
     AmountArgument,
+    CurrencyOption,
     DatabaseOption,
     JsonOption,
     KeyOption,
+    OnlyForOption,
     OptionalOrganizationArgument,
     OrganizationArgument,
+    UnitCostOption,
     parse_time,
 )
 from agentcredits.cli.progress import ledger_progress
+from agentcredits.cli.recurring import recurring
 from agentcredits.cli.target import begin
 from agentcredits.model import Balance, CreditGrant, GrantCategory, GrantStatus, VerifyReport
 
@@ -39,6 +43,7 @@ grants = typer.Typer(help="Blocks of credits.", no_args_is_help=True, rich_marku
 def register(app: typer.Typer, *, credits_panel: str, look_panel: str) -> None:
     """Add this file's commands to the program."""
     app.command("grant", context_settings=NEGATIVE_NUMBERS, rich_help_panel=credits_panel)(grant)
+    grants.add_typer(recurring, name="recurring")
     app.add_typer(grants, name="grants", rich_help_panel=credits_panel)
     app.command("balance", rich_help_panel=look_panel)(balance)
     app.command("verify", rich_help_panel=look_panel)(verify)
@@ -57,6 +62,9 @@ def grant(
         str | None, typer.Option(metavar="TIME", help="Usable until, in ISO 8601 with a zone; never when left out.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="A note: invoice, campaign …")] = None,
+    only_for: OnlyForOption = None,
+    unit_cost: UnitCostOption = None,
+    currency: CurrencyOption = None,
     key: KeyOption = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
@@ -81,6 +89,9 @@ def grant(
             effective_at=effective,
             expires_at=expires,
             source=source,
+            only_for=only_for or None,
+            unit_cost=unit_cost,
+            currency=currency,
             idempotency_key=key,
         )
         now = service.get_balance(organization)
@@ -127,7 +138,8 @@ def balance(
     """Show what an organization can spend, and how that comes about.
 
     In credits: available = granted - scheduled - spent - reserved - expired
-    - voided. Exit code 3 when it has no account.
+    - voided; "restricted" is the part of it that only certain actions may
+    use. Exit code 3 when it has no account.
 
     Example: agentcredits balance acme
     """
@@ -183,7 +195,7 @@ def show_verify(console: Console, report: VerifyReport) -> None:
 def show_balance(console: Console, found: Balance) -> None:
     """The sentence, then every term of the balance that is not zero."""
     say(console, f"organization {found.organization_id} has ", (credits_text(found.available), "bold"), " credits.")
-    terms = ("granted", "scheduled", "spent", "reserved", "expired", "voided", "debt")
+    terms = ("granted", "scheduled", "spent", "reserved", "expired", "voided", "debt", "restricted")
     amounts = [(name, getattr(found, name)) for name in terms]
     console.print(make_facts((name, credits_text(amount)) for name, amount in amounts if amount or name == "granted"))
 

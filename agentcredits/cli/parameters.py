@@ -33,6 +33,16 @@ KeyOption = Annotated[
     str | None,
     typer.Option(metavar="KEY", help="Idempotency key: the same command with the same key is booked once."),
 ]
+OnlyForOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Only for VideoAgent, VideoAgent.generate_video or *.generate_video; may be given several times.",
+        show_default=False,
+    ),
+]
+UnitCostOption = Annotated[str | None, typer.Option(metavar="COST", help="What one credit of it cost.")]
+CurrencyOption = Annotated[str | None, typer.Option(metavar="CODE", help="Of --unit-cost, such as USD.")]
 LimitOption = Annotated[int, typer.Option(min=1, max=1000, help="Rows at most.")]
 DepartmentOption = Annotated[str | None, typer.Option(metavar="ID", help="Only what belongs to this department.")]
 ProjectOption = Annotated[str | None, typer.Option(metavar="ID", help="Only what belongs to this project.")]

@@ -28,7 +28,7 @@ from agentcredits.cli.parameters import (
     parse_period,
 )
 from agentcredits.cli.target import begin
-from agentcredits.model import UsageLine, UsageReport
+from agentcredits.model import GrantCategory, UsageLine, UsageReport
 
 #: What lines are grouped by when neither --by nor --bucket says.
 GROUPS: Final = "agent_type,action"
@@ -79,7 +79,8 @@ def usage(
     Counts whole UTC days, from totals that are kept with every charge: it is
     as fast on a large ledger as on a small one. "refunded" is what was given
     back in the period, whenever it was charged; net = charged - refunded;
-    "uncollected" is what over-runs could not take.
+    "uncollected" is what over-runs could not take. Where it was not paid
+    credits alone, the net is also told by the category of the grants.
 
     Example: agentcredits usage acme --by department,action --since month
     """
@@ -146,7 +147,7 @@ def _show(console: Console, report: UsageReport) -> None:
     if report.group_by or report.bucket:
         print_table(console, _table(console, report))
         return
-    names = ("charges", "charged", "refunded", "net", "uncollected")
+    names = ("charges", "charged", "refunded", "net", "uncollected", *_categories(report.total))
     facts = {name: getattr(report.total, name) for name in names}
     console.print(make_facts((name, f"{number:,}" if name == "charges" else credits_text(number))
                              for name, number in facts.items() if number or name in names[:2]))  # fmt: skip
@@ -158,6 +159,7 @@ def _table(console: Console, report: UsageReport) -> Table:
     numbers = ["charges", "charged"]
     numbers += ["refunded", "net"] if total.refunded_micros else []
     numbers += ["uncollected"] if total.uncollected_micros else []
+    numbers += _categories(total)
     places = [*([report.bucket] if report.bucket else []), *report.group_by]
     lines = list(_without_gaps(report))
     most = max(line.charged_micros for line in lines)
@@ -171,6 +173,12 @@ def _table(console: Console, report: UsageReport) -> Table:
     ]
     last = ["total", *[""] * (len(places) - 1), *_numbers(total, numbers), ""]
     return make_table((*places, *numbers, ""), rows, right=numbers, folds=tuple(report.group_by), total=last)
+
+
+def _categories(total: UsageLine) -> list[str]:
+    """The categories of grants that bore the net, where it was not paid credits alone."""
+    found = [category.value for category in GrantCategory if total[f"{category.value}_micros"]]
+    return [] if found == [GrantCategory.PAID.value] else found
 
 
 def _numbers(line: UsageLine, names: Sequence[str]) -> list[str]:

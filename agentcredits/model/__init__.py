@@ -30,6 +30,7 @@ from agentcredits.model.records import (
     Scopes,
     Transaction,
 )
+from agentcredits.model.recurring import Lasting, RecurringGrant, Rollover
 from agentcredits.model.runs import RunRecord
 from agentcredits.model.simulation import LimitEffect, NotRepriced, PlannedLimit, SimulationLine, SimulationReport
 from agentcredits.model.upkeep import ErasureReport, PurgeReport
@@ -43,6 +44,7 @@ from agentcredits.model.words import (
     LimitUnit,
     Overage,
     Pricing,
+    RecurringStatus,
     ReservationState,
     RunStatus,
     TransactionType,
@@ -62,6 +64,7 @@ __all__ = [
     "ErasureReport",
     "GrantCategory",
     "GrantStatus",
+    "Lasting",
     "Limit",
     "LimitCrossing",
     "LimitEffect",
@@ -81,11 +84,14 @@ __all__ = [
     "PurgeReport",
     "Quote",
     "QuoteLine",
+    "RecurringGrant",
+    "RecurringStatus",
     "RepairChange",
     "RepairRefusal",
     "RepairReport",
     "ReservationRecord",
     "ReservationState",
+    "Rollover",
     "RunRecord",
     "RunStatus",
     "Scopes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 from agentcredits.amounts import from_micros
@@ -57,22 +57,38 @@ class Scopes:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """How much of a row or hold comes from one grant; ``grant_id`` None is overdraft."""
+    """How much of a row or hold comes from one grant; ``grant_id`` None is overdraft.
+
+    A ledger row's tells the grant's category too, and what a credit of it cost (``unit_cost`` of ``currency``).
+    """
 
     grant_id: str | None
     amount_micros: int
+    category: GrantCategory | None = field(default=None, compare=False)
+    unit_cost: Decimal | None = field(default=None, compare=False)
+    currency: str | None = field(default=None, compare=False)
 
     @property
     def amount(self) -> Decimal:
         """Credits."""
         return from_micros(self.amount_micros)
 
+    @property
+    def cost(self) -> Decimal | None:
+        """What these credits cost, in ``currency``, exact; None: their grant has no cost basis."""
+        if self.unit_cost is None:
+            return None
+        with localcontext() as context:
+            context.prec = 64
+            return self.amount * self.unit_cost
+
 
 @dataclass(frozen=True, slots=True)
 class Balance(MicrosAsCredits):
     """An account at one moment: ``available = granted - scheduled - spent - reserved - expired - voided``.
 
-    True and signed; ``balance["available"]`` and ``balance.available`` are the same Decimal.
+    True and signed; ``balance["available"]`` and ``balance.available`` are the same Decimal. ``restricted`` are the
+    credits in it that only certain actions may use; a debt is taken off.
     """
 
     organization_id: str
@@ -83,6 +99,7 @@ class Balance(MicrosAsCredits):
     expired_micros: int
     voided_micros: int
     as_of: datetime
+    restricted_micros: int = 0
 
     @property
     def available_micros(self) -> int:
@@ -98,8 +115,8 @@ class Balance(MicrosAsCredits):
 
     @property
     def debt_micros(self) -> int:
-        """``max(0, -available)`` in micros."""
-        return max(0, -self.available_micros)
+        """What was charged beyond the grants and is not paid back, in micros: ``max(0, restricted - available)``."""
+        return max(0, self.restricted_micros - self.available_micros)
 
     @property
     def available(self) -> Decimal:
@@ -108,7 +125,7 @@ class Balance(MicrosAsCredits):
 
     @property
     def debt(self) -> Decimal:
-        """``max(0, -available)`` in credits."""
+        """What was charged beyond the grants and is not paid back, in credits; restricted credits do not pay it."""
         return from_micros(self.debt_micros)
 
     @property
@@ -138,8 +155,13 @@ class Balance(MicrosAsCredits):
 
     @property
     def voided(self) -> Decimal:
-        """Taken back by voiding grants."""
+        """Taken back by voiding grants and by adjustments, or carried over into a rollover."""
         return from_micros(self.voided_micros)
+
+    @property
+    def restricted(self) -> Decimal:
+        """The credits among what is available that only certain actions may use."""
+        return from_micros(self.restricted_micros)
 
     def keys(self) -> tuple[str, ...]:
         """Names for mapping access."""
@@ -184,7 +206,15 @@ class Account(MicrosAsCredits):
 
 @dataclass(frozen=True, slots=True)
 class CreditGrant(MicrosAsCredits):
-    """A block of credits; see :class:`GrantStatus`. ``remaining`` is neither spent, held, expired nor voided."""
+    """A block of credits; see :class:`GrantStatus`. ``remaining`` is neither spent, held, expired nor voided.
+
+    Args:
+        only_for: The actions that may use it, such as ``"VideoAgent.*"``; empty: every action.
+        unit_cost: What one credit of it cost, in ``currency``.
+        recurring_id: The recurring grant that made it.
+        period_start: Of the period that it was made for.
+        rolled_from: The grant of the period before, whose rest it carries.
+    """
 
     organization_id: str
     id: str
@@ -203,6 +233,12 @@ class CreditGrant(MicrosAsCredits):
     voided_micros: int = 0
     #: The part of what is spent that paid the account's debt.
     repaid_micros: int = 0
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
+    recurring_id: str | None = None
+    period_start: datetime | None = None
+    rolled_from: str | None = None
     replayed: bool = False
 
     @property
@@ -242,7 +278,7 @@ class CreditGrant(MicrosAsCredits):
 
     @property
     def voided(self) -> Decimal:
-        """Credits of this grant taken back."""
+        """Credits of this grant taken back, or carried over into the next period."""
         return from_micros(self.voided_micros)
 
     def keys(self) -> tuple[str, ...]:
@@ -313,6 +349,27 @@ class Transaction(MicrosAsCredits):
         """Credits of a charge that came from the account's overdraft line."""
         parts = self.allocations if self.amount_micros < 0 else ()
         return from_micros(sum(part.amount_micros for part in parts if part.grant_id is None))
+
+    @property
+    def amount_by_category(self) -> dict[GrantCategory, Decimal]:
+        """The row's credits by the category of the grants that they come from or go to; never negative."""
+        found: dict[GrantCategory, Decimal] = {}
+        for allocation in self.allocations:
+            if allocation.category is not None:
+                found[allocation.category] = found.get(allocation.category, Decimal(0)) + allocation.amount
+        return found
+
+    @property
+    def cost_basis(self) -> dict[str, Decimal]:
+        """What the row's credits cost, by currency; credits of grants without a cost basis are left out."""
+        found: dict[str, Decimal] = {}
+        with localcontext() as context:
+            context.prec = 64
+            for allocation in self.allocations:
+                cost = allocation.cost
+                if cost is not None and allocation.currency is not None:
+                    found[allocation.currency] = found.get(allocation.currency, Decimal(0)) + cost
+        return found
 
     @property
     def unpriced(self) -> bool:

@@ -22,6 +22,10 @@ class UsageLine(MicrosAsCredits):
         charged_micros: What they took.
         refunded_micros: What was given back in the period, whenever it was charged.
         uncollected_micros: What over-runs could not collect.
+        paid_micros: The part of the net that paid grants bore.
+        promotional_micros: The same of promotional grants.
+        plan_micros: The same of a plan's grants.
+        adjustment_micros: The same of adjustments.
     """
 
     group: Mapping[str, str | None]
@@ -30,6 +34,10 @@ class UsageLine(MicrosAsCredits):
     charged_micros: int
     refunded_micros: int
     uncollected_micros: int
+    paid_micros: int = 0
+    promotional_micros: int = 0
+    plan_micros: int = 0
+    adjustment_micros: int = 0
 
     @property
     def charged(self) -> Decimal:
@@ -45,6 +53,26 @@ class UsageLine(MicrosAsCredits):
     def uncollected(self) -> Decimal:
         """Credits that over-runs could not collect."""
         return from_micros(self.uncollected_micros)
+
+    @property
+    def paid(self) -> Decimal:
+        """Credits of paid grants, net of refunds."""
+        return from_micros(self.paid_micros)
+
+    @property
+    def promotional(self) -> Decimal:
+        """Credits of promotional grants, net of refunds."""
+        return from_micros(self.promotional_micros)
+
+    @property
+    def plan(self) -> Decimal:
+        """Credits of a plan's grants, net of refunds."""
+        return from_micros(self.plan_micros)
+
+    @property
+    def adjustment(self) -> Decimal:
+        """Credits of adjustments, net of refunds."""
+        return from_micros(self.adjustment_micros)
 
     @property
     def net_micros(self) -> int:
@@ -97,4 +125,8 @@ class UsageReport:
             charged_micros=sum(line.charged_micros for line in self.lines),
             refunded_micros=sum(line.refunded_micros for line in self.lines),
             uncollected_micros=sum(line.uncollected_micros for line in self.lines),
+            paid_micros=sum(line.paid_micros for line in self.lines),
+            promotional_micros=sum(line.promotional_micros for line in self.lines),
+            plan_micros=sum(line.plan_micros for line in self.lines),
+            adjustment_micros=sum(line.adjustment_micros for line in self.lines),
         )

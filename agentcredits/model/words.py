@@ -23,6 +23,14 @@ class GrantStatus(StrEnum):
     VOIDED = "voided"
 
 
+class RecurringStatus(StrEnum):
+    """ACTIVE grants again; ENDED has come to its end; CANCELLED was ended by hand."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+    CANCELLED = "cancelled"
+
+
 class ReservationState(StrEnum):
     """ACTIVE → COMMITTED / RELEASED / EXPIRED; UNKNOWN: the provider's verdict is awaited."""
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from agentcredits.model import AccountStatus
 from agentcredits.rules import operations as ops
 from agentcredits.rules import refusals
+from agentcredits.rules.entries import cancel_recurring, note_next_refill
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import AccountState, Ledger
 
@@ -33,7 +34,10 @@ def refuse_if_closed(account: AccountState) -> None:
 
 
 def set_status(ledger: Ledger, operation: ops.SetStatus, now: datetime) -> Outcome:
-    """Freeze, unfreeze, close, reopen. An account that is there already keeps its reason, and who gave it when."""
+    """Freeze, unfreeze, close, reopen. An account that is there already keeps its reason, and who gave it when.
+
+    Closing cancels what would be granted again: all active recurring grants must be loaded.
+    """
     account = known_account(ledger)
     if account.status is not operation.status and account.status not in operation.before:
         raise refusals.account_not_open(account)
@@ -43,6 +47,11 @@ def set_status(ledger: Ledger, operation: ops.SetStatus, now: datetime) -> Outco
         return Outcome(account, replayed=True)
     account.status = operation.status
     account.status_reason, account.status_by, account.status_at = operation.reason, operation.by, now
+    if account.status is AccountStatus.CLOSED:
+        for recurring in ledger.recurring.values():
+            if recurring.is_active:
+                cancel_recurring(ledger, recurring, now)
+        note_next_refill(ledger)
     ledger.changes.account = ledger.changes.standing = True
     return Outcome(account)
 

@@ -1,12 +1,13 @@
 """Which grant is used first, and how an amount is taken from grants.
 
-Burn-down order: priority (lower first), expires_at (never-expiring last), promotional before plan before adjustment
-before paid, effective_at, created_at, id. The id makes the order total, so that it is the same on every database.
+Burn-down order: priority (lower first), rollovers before others, expires_at (never-expiring last), restricted before
+unrestricted, promotional before plan before adjustment before paid, effective_at, created_at, id. The id makes the
+order total, so that it is the same on every database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,14 +23,16 @@ _CATEGORY_RANK: Final = {
     GrantCategory.PAID: 3,
 }
 
-OrderKey = tuple[int, datetime, int, datetime, datetime, str]
+OrderKey = tuple[int, bool, datetime, bool, int, datetime, datetime, str]
 
 
 def order_key(grant: GrantState) -> OrderKey:
     """The grant's place in the burn-down order."""
     return (
         grant.priority,
+        grant.rolled_from is None,
         grant.expires_at or NEVER,
+        not grant.only_for,
         _CATEGORY_RANK[grant.category],
         grant.effective_at,
         grant.created_at,
@@ -49,6 +52,22 @@ def usable(grants: Iterable[GrantState], now: datetime) -> list[GrantState]:
             and (grant.expires_at is None or now < grant.expires_at)
         ),
         key=order_key,
+    )
+
+
+def usable_for(
+    grants: Iterable[GrantState], now: datetime, agent_type: str | None, action: str | None
+) -> list[GrantState]:
+    """The usable grants that this action may use, in order; without an action the unrestricted ones."""
+    return [grant for grant in usable(grants, now) if not grant.only_for or allows(grant.only_for, agent_type, action)]
+
+
+def allows(only_for: Collection[str], agent_type: str | None, action: str | None) -> bool:
+    """Whether names such as ``VideoAgent.generate_video``, ``VideoAgent.*`` and ``*.generate_video`` hold an action."""
+    return (
+        (agent_type is not None and f"{agent_type}.*" in only_for)
+        or (action is not None and f"*.{action}" in only_for)
+        or (agent_type is not None and action is not None and f"{agent_type}.{action}" in only_for)
     )
 
 

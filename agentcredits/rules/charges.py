@@ -46,7 +46,7 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     refuse_unpriced(operation)
     account = known_account(ledger)
     amount = operation.amount_micros
-    usable = burn_down.usable(ledger.grants.values(), now) if amount else []
+    usable = usable_by(ledger, operation.activity, now) if amount else []
     capped = operation.overage is not Overage.REJECT
     counters = limits.of_spending(ledger, operation.activity, now)
     pool = runs.of_spending(ledger, operation.activity, now)
@@ -90,6 +90,11 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     return Outcome(row)
 
 
+def usable_by(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[GrantState]:
+    """The grants that an activity may use, in burn-down order."""
+    return burn_down.usable_for(ledger.grants.values(), now, activity.agent_type, activity.action)
+
+
 def refuse_unpriced(operation: ops.Spending) -> None:
     """What was found before posting is raised when the key has no answer, unless mode "observe" lets it pass.
 
@@ -127,7 +132,7 @@ def admit(
             limits.check(ledger, counters, amount, operation.activity, capped=capped)
             available = sum(grant.remaining_micros for grant in usable)
             if amount > available and not capped:
-                raise refusals.insufficient(account_of(ledger), available, amount, operation.activity)
+                raise short_of(ledger, available, amount, operation.activity)
         except (
             AccountFrozenError,
             CreditLimitExceededError,
@@ -141,6 +146,25 @@ def admit(
         return False
     ledger.changes.denials.append(Denied(new_id(), now, error, operation.activity, amount))
     return True
+
+
+def short_of(
+    ledger: Ledger, available_micros: int, required_micros: int, activity: ops.Activity
+) -> InsufficientCreditsError:
+    """The refusal of an activity that may use ``available_micros``; tells what is there, but not for it."""
+    account = account_of(ledger)
+    if not account.has_restricted:
+        return refusals.insufficient(account, available_micros, required_micros, activity)
+    held = sum(
+        grant.held_micros
+        for grant in ledger.grants.values()
+        if grant.status not in ENDED
+        and (not grant.only_for or burn_down.allows(grant.only_for, activity.agent_type, activity.action))
+    )
+    restricted = max(0, account.available_micros + account.overdrawn_micros - available_micros)
+    return refusals.insufficient(
+        account, available_micros, required_micros, activity, held_micros=held, restricted_micros=restricted
+    )
 
 
 def refund(ledger: Ledger, operation: ops.Refund, now: datetime) -> Outcome:

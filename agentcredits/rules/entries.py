@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from agentcredits.ids import new_id
-from agentcredits.model import Allocation, GrantStatus, TransactionType
-from agentcredits.rules.state import AccountState, GrantState, HoldState, Ledger, Row
+from agentcredits.model import Allocation, GrantCategory, GrantStatus, RecurringStatus, TransactionType
+from agentcredits.rules.state import AccountState, GrantState, HoldState, Ledger, RecurringState, Row
 
 ENDED = frozenset({GrantStatus.EXPIRED, GrantStatus.VOIDED})
+
+GRANT_ROW_TYPE: Final = {
+    GrantCategory.PAID: TransactionType.PURCHASE,
+    GrantCategory.PROMOTIONAL: TransactionType.CREDIT,
+    GrantCategory.PLAN: TransactionType.CREDIT,
+    GrantCategory.ADJUSTMENT: TransactionType.ADJUST,
+}
 
 
 def account_of(ledger: Ledger) -> AccountState:
@@ -51,13 +58,51 @@ def write_row(
         amount_micros=amount_micros,
         balance_after_micros=account.ledger_balance_micros,
         created_at=now,
-        allocations=allocations,
+        allocations=tuple(_told(ledger, allocation) for allocation in allocations),
         **columns,
     )
     ledger.rows[row.id] = row
     ledger.changes.rows.append(row)
     ledger.changes.account = True
     return row
+
+
+def add_grant(ledger: Ledger, grant: GrantState) -> None:
+    """Let a new grant count; its row is the caller's to write."""
+    account = account_of(ledger)
+    ledger.grants[grant.id] = grant
+    ledger.changes.new_grants.add(grant.id)
+    account.granted_micros += grant.amount_micros
+    account.note_due(next_event(grant))
+    if grant.only_for and not account.has_restricted:
+        account.has_restricted = True
+        ledger.changes.account_features = True
+
+
+def cancel_recurring(ledger: Ledger, recurring: RecurringState, now: datetime) -> None:
+    """Let a recurring grant come no more; the caller notes when the next one comes."""
+    ledger.touch_recurring(recurring)
+    recurring.status = RecurringStatus.CANCELLED
+    recurring.cancelled_at = now
+
+
+def note_next_refill(ledger: Ledger) -> None:
+    """Let the account say when the next recurring grant comes; all active ones must be loaded."""
+    account = account_of(ledger)
+    next_at = min((one.next_at for one in ledger.recurring.values() if one.is_active), default=None)
+    if next_at != account.next_refill_at:
+        account.next_refill_at = next_at
+        ledger.changes.account_features = True
+    account.note_due(next_at)
+    ledger.changes.account = True
+
+
+def _told(ledger: Ledger, allocation: Allocation) -> Allocation:
+    """The allocation with what its grant says of it: where the credits come from and what they cost."""
+    if allocation.grant_id is None:
+        return allocation
+    grant = ledger.grants[allocation.grant_id]
+    return Allocation(grant.id, allocation.amount_micros, grant.category, grant.unit_cost, grant.currency)
 
 
 def book_breakage(ledger: Ledger, grant: GrantState, amount_micros: int, now: datetime) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from agentcredits.amounts import MAX_TOTAL_MICROS, from_micros
+from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.errors import (
     GrantNotFoundError,
-    InvalidAmountError,
     InvalidInputError,
 )
 from agentcredits.model import (
@@ -20,21 +19,15 @@ from agentcredits.rules import accounts, burn_down, refusals
 from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import (
     ENDED,
+    GRANT_ROW_TYPE,
     account_of,
+    add_grant,
     end_if_over,
     grant_of,
-    next_event,
     write_row,
 )
 from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
 from agentcredits.rules.state import GrantState, Ledger, Row
-
-_GRANT_ROW_TYPE = {
-    GrantCategory.PAID: TransactionType.PURCHASE,
-    GrantCategory.PROMOTIONAL: TransactionType.CREDIT,
-    GrantCategory.PLAN: TransactionType.CREDIT,
-    GrantCategory.ADJUSTMENT: TransactionType.ADJUST,
-}
 
 
 def create_account(ledger: Ledger, operation: ops.CreateAccount, now: datetime) -> Outcome:
@@ -65,11 +58,7 @@ def _add(ledger: Ledger, operation: ops.Grant, now: datetime, *, row_id: str | N
             context={"parameter": "expires_at", "expires_at": operation.expires_at, "now": now},
         )
     if account.granted_micros + operation.amount_micros > MAX_TOTAL_MICROS:
-        raise InvalidAmountError(
-            f"organization {account.organization_id} cannot be granted more than"
-            f" {from_micros(MAX_TOTAL_MICROS):,f} credits in all.",
-            reason="total_too_large",
-        )
+        raise refusals.total_too_large(account)
     scheduled = effective_at > now
     grant = GrantState(
         id=operation.id,
@@ -81,15 +70,15 @@ def _add(ledger: Ledger, operation: ops.Grant, now: datetime, *, row_id: str | N
         created_at=now,
         expires_at=operation.expires_at,
         source=operation.source,
+        only_for=operation.only_for,
+        unit_cost=operation.unit_cost,
+        currency=operation.currency,
     )
-    ledger.grants[grant.id] = grant
-    ledger.changes.new_grants.add(grant.id)
-    account.granted_micros += grant.amount_micros
+    add_grant(ledger, grant)
     account.scheduled_micros += grant.amount_micros if scheduled else 0
-    account.note_due(next_event(grant))
     row = write_row(
         ledger,
-        _GRANT_ROW_TYPE[grant.category],
+        GRANT_ROW_TYPE[grant.category],
         grant.amount_micros,
         now,
         (Allocation(grant.id, grant.amount_micros),),
@@ -103,7 +92,7 @@ def _add(ledger: Ledger, operation: ops.Grant, now: datetime, *, row_id: str | N
 
 
 def adjust(ledger: Ledger, operation: ops.Adjust, now: datetime) -> Outcome:
-    """Give by a grant, or take back from what can be spent, in burn-down order."""
+    """Give by a grant, or take back from what can be spent, restricted or not, in burn-down order."""
     known = stored_answer(ledger, operation)
     if known is not None:
         return Outcome(ledger.rows[known.result_id], replayed=is_other_call(known, operation))
@@ -148,7 +137,10 @@ def adjust(ledger: Ledger, operation: ops.Adjust, now: datetime) -> Outcome:
 
 
 def void_grant(ledger: Ledger, operation: ops.VoidGrant, now: datetime) -> Outcome:
-    """Take back what is left; what is held stays with its hold and is breakage when it comes back."""
+    """Take back what is left; what is held stays with its hold and is breakage when it comes back.
+
+    With ``unreserved_only`` the grant lives on, and what comes back can be spent.
+    """
     account = known_account(ledger)
     grant = ledger.grants.get(operation.grant_id)
     if grant is None:
@@ -157,14 +149,17 @@ def void_grant(ledger: Ledger, operation: ops.VoidGrant, now: datetime) -> Outco
             context={"grant_id": operation.grant_id},
         )
     end_if_over(ledger, grant, now)
-    if grant.status in ENDED:
+    amount = grant.remaining_micros
+    # Nothing can be held of a scheduled grant: without what is taken there is nothing left of it to keep.
+    keeps = operation.unreserved_only and grant.status is GrantStatus.ACTIVE
+    if grant.status in ENDED or (keeps and not amount):
         return Outcome(grant, replayed=True)
     ledger.touch_grant(grant.id)
     if grant.status is GrantStatus.SCHEDULED:
         account.scheduled_micros -= grant.amount_micros
-    grant.status = GrantStatus.VOIDED
-    grant.voided_at = now
-    amount = grant.remaining_micros
+    if not keeps:
+        grant.status = GrantStatus.VOIDED
+        grant.voided_at = now
     if amount > 0:
         grant.voided_micros += amount
         account.voided_micros += amount

@@ -19,7 +19,7 @@ from agentcredits.model import (
 )
 from agentcredits.rules import burn_down, limits, overdraft, refusals, runs
 from agentcredits.rules import operations as ops
-from agentcredits.rules.charges import admit, merge, refuse_unpriced
+from agentcredits.rules.charges import admit, merge, refuse_unpriced, usable_by
 from agentcredits.rules.entries import (
     account_of,
     give_back,
@@ -43,7 +43,7 @@ def reserve(ledger: Ledger, operation: ops.Reserve, now: datetime) -> Outcome:
     refuse_unpriced(operation)
     account = known_account(ledger)
     amount = operation.amount_micros
-    usable = burn_down.usable(ledger.grants.values(), now) if amount else []
+    usable = usable_by(ledger, operation.activity, now) if amount else []
     counters = limits.of_spending(ledger, operation.activity, now)
     pool = runs.of_spending(ledger, operation.activity, now)
     observed = admit(ledger, operation, counters, pool, usable, now)
@@ -153,7 +153,7 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
         runs.let_go(ledger, hold, now)
     extra: tuple[Allocation, ...] = ()
     if requested > charged and not hold.observed:
-        usable = burn_down.usable(ledger.grants.values(), now)
+        usable = burn_down.usable_for(ledger.grants.values(), now, hold.agent_type, hold.action)
         wanted = requested - charged
         run = runs.of_record(ledger, hold)
         most = runs.least(

@@ -14,7 +14,18 @@ from decimal import Decimal
 from typing import ClassVar
 
 from agentcredits.errors import CreditsError
-from agentcredits.model import AccountStatus, GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
+from agentcredits.model import (
+    AccountStatus,
+    GrantCategory,
+    Lasting,
+    LimitMode,
+    LimitScope,
+    LimitUnit,
+    Overage,
+    Pricing,
+    Scopes,
+)
+from agentcredits.rules.periods import Every, RolloverTerms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +109,47 @@ class Grant(KeyedOperation):
     expires_at: datetime | None = None
     source: str | None = None
     metadata_json: str | None = None
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
 
     @property
     def creates_account(self) -> bool:
         """Yes."""
         return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRecurring(KeyedOperation):
+    """Grant again each period. ``anchor`` None is now."""
+
+    key_kind = "recurring"
+
+    amount_micros: int
+    every: Every
+    tz: str
+    anchor: datetime | None = None
+    ends_at: datetime | None = None
+    category: GrantCategory = GrantCategory.PLAN
+    priority: int = 50
+    expires_after: Lasting = "period"
+    rollover: RolloverTerms | None = None
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
+    source: str | None = None
+
+    @property
+    def creates_account(self) -> bool:
+        """Yes."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRecurring(Operation):
+    """Grant no further period."""
+
+    recurring_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +173,13 @@ class Adjust(KeyedOperation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoidGrant(Operation):
-    """Take back what is left of a grant; what is held stays with its hold."""
+    """Take back what is left of a grant; what is held stays with its hold.
+
+    ``unreserved_only``: the grant is not ended, so that what its holds give back can be spent.
+    """
 
     grant_id: str
+    unreserved_only: bool = False
     reason: str | None = None
 
 

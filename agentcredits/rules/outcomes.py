@@ -19,11 +19,12 @@ from agentcredits.rules.state import (
     KeyState,
     Ledger,
     LimitState,
+    RecurringState,
     Row,
     RunState,
 )
 
-Record = AccountState | GrantState | HoldState | LimitState | Row | RunState
+Record = AccountState | GrantState | HoldState | LimitState | RecurringState | Row | RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Outcome:
     """The answer to one operation: the record that it made or found, or the error that refuses it.
 
     ``crossings`` and ``denials`` are what it brought about beside it; ``unanswered`` are holds that time alone ended
-    before it, refused or not, and whose provider's verdict never came.
+    before it, refused or not, and whose provider's verdict never came. ``undecided``: so much was due that only a part
+    of it is booked; the operation itself is to be posted again in the next transaction.
     """
 
     record: Record | None = None
@@ -40,6 +42,7 @@ class Outcome:
     crossings: tuple[Crossed, ...] = ()
     denials: tuple[Denied, ...] = ()
     unanswered: tuple[HoldState, ...] = ()
+    undecided: bool = False
 
 
 def stored_answer(ledger: Ledger, operation: ops.KeyedOperation) -> KeyState | None:

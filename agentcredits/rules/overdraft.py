@@ -47,12 +47,13 @@ def spend(ledger: Ledger, allocations: Sequence[Allocation]) -> int:
 def repay(ledger: Ledger, at: datetime, now: datetime) -> None:
     """Let what is usable ``at`` that moment pay the debt, in burn-down order; then there is no debt, or nothing usable.
 
-    Called after everything that can make credits usable: each operation, and each thing that falls due.
+    Called after everything that can make credits usable: each operation, and each thing that falls due. Restricted
+    grants pay no debt: they are kept for their actions.
     """
     account = account_of(ledger)
     if account.overdrawn_micros <= 0:
         return
-    for grant in burn_down.usable(ledger.grants.values(), at):
+    for grant in burn_down.usable_for(ledger.grants.values(), at, None, None):
         part = min(grant.remaining_micros, account.overdrawn_micros)
         if part > 0:
             account.overdrawn_micros -= part

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from agentcredits.errors import CreditsError
-from agentcredits.rules import accounts, charges, grants, holds, limits, overdraft, runs
+from agentcredits.rules import accounts, charges, grants, holds, limits, overdraft, recurring, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
@@ -57,6 +57,8 @@ _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]]
     ops.Adjust: grants.adjust,
     ops.SetStatus: accounts.set_status,
     ops.SetOverdraft: accounts.set_overdraft,
+    ops.CreateRecurring: recurring.create,
+    ops.CancelRecurring: recurring.cancel,
     ops.SetLimit: limits.set_limit,
     ops.RemoveLimit: limits.remove_limit,
     ops.OpenRun: runs.open_run,

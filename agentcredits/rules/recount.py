@@ -7,12 +7,13 @@ Memory grows with the counters (grants, limits and their scope ids, the usage li
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import NamedTuple
 
-from agentcredits.model import LimitScope, LimitUnit, Pricing
+from agentcredits.model import GrantCategory, LimitScope, LimitUnit, Pricing
 from agentcredits.rules import limits, rollups
 from agentcredits.rules.rollups import Totals
 from agentcredits.rules.state import LimitState
@@ -51,6 +52,16 @@ class Entry:
     def is_transfer(self) -> bool:
         """Whether it moves credits between a grant and the debt: its two allocations are no change of the balance."""
         return self.type == "adjust" and self.amount_micros == 0
+
+
+class Part(NamedTuple):
+    """An allocation of a ledger row, and the category of its grant; without a grant it is debt."""
+
+    seq: int
+    position: int
+    grant_id: str | None
+    amount_micros: int
+    category: str | None
 
 
 class Break(Enum):
@@ -110,10 +121,11 @@ class AccountRecount:
             self.granted += amount
         return broken
 
-    def add_part(self, row: Entry, position: int, grant_id: str | None, amount_micros: int) -> None:
-        """Count an allocation of a row; without a grant it is debt."""
+    def add_part(self, row: Entry, part: Part) -> None:
+        """Count an allocation of a row."""
+        grant_id, amount_micros = part.grant_id, part.amount_micros
         # The first allocation of a transfer pays the second.
-        paid = amount_micros if position == 0 else -amount_micros
+        paid = amount_micros if part.position == 0 else -amount_micros
         if grant_id is None:
             self.debt += paid if row.is_transfer else amount_micros if row.type == "debit" else -amount_micros
             return
@@ -152,8 +164,8 @@ class UsageRecount:
     lines: dict[tuple[str, ...], Totals] = field(default_factory=dict)
     _at: datetime | None = None
 
-    def add(self, row: Entry) -> Day | None:
-        """Count a row; the day before when the row is the first of a later one."""
+    def add(self, row: Entry, parts: Iterable[Part] = ()) -> Day | None:
+        """Count a row with its allocations; the day before when the row is the first of a later one."""
         if row.type not in ("debit", "refund") or row.pricing == _OBSERVED:
             return None
         closed: Day | None = None
@@ -171,12 +183,18 @@ class UsageRecount:
         line = self.lines.get(key)
         if line is None:
             line = self.lines[key] = Totals()
-        if row.type == "debit":
+        is_charge = row.type == "debit"
+        if is_charge:
             line.charges += 1
             line.charged_micros -= row.amount_micros
             line.uncollected_micros += row.uncollected_micros
         else:
             line.refunded_micros += row.amount_micros
+        for part in parts:
+            if part.category is not None:
+                category = GrantCategory(part.category)
+                net = part.amount_micros if is_charge else -part.amount_micros
+                line.net_micros[category] = line.net_micros.get(category, 0) + net
         return closed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from agentcredits.amounts import from_micros
+from agentcredits.amounts import MAX_TOTAL_MICROS, from_micros
 from agentcredits.errors import (
     AccountClosedError,
     AccountFrozenError,
@@ -13,6 +13,7 @@ from agentcredits.errors import (
     CreditLimitExceededError,
     IdempotencyMismatchError,
     InsufficientCreditsError,
+    InvalidAmountError,
     ReservationAlreadySettledError,
     ReservationNotFoundError,
 )
@@ -48,26 +49,43 @@ def account_not_open(account: AccountState) -> AccountFrozenError:
 
 
 def insufficient(
-    account: AccountState, available_micros: int, required_micros: int, activity: Activity
+    account: AccountState,
+    available_micros: int,
+    required_micros: int,
+    activity: Activity,
+    *,
+    held_micros: int | None = None,
+    restricted_micros: int = 0,
 ) -> InsufficientCreditsError:
     """Not enough credits; tells apart an empty account from one whose credits are only held at the moment.
 
-    ``available_micros`` is what can be used; of an account in debt what it says is negative: the debt has to be paid
-    before anything else.
+    Of an account in debt what it says is negative: the debt has to be paid before anything else.
+
+    Args:
+        account: Whose.
+        available_micros: What the activity may use now.
+        required_micros: What it needs.
+        activity: What for.
+        held_micros: What open holds have of grants that it may use; None: all that is reserved.
+        restricted_micros: What is available, but only to other actions.
     """
     available_micros -= account.overdrawn_micros
     what = activity.action or "the charge"
     short = required_micros - available_micros
-    held_in_the_way = available_micros + account.reserved_micros >= required_micros
+    held_micros = account.reserved_micros if held_micros is None else held_micros
+    held_in_the_way = available_micros + held_micros >= required_micros
     available, required, shortfall = (from_micros(micros) for micros in (available_micros, required_micros, short))
     message = (
         f"organization {account.organization_id} has {_count(available, 'credit')} available,"
         f" {what} needs {required:f}; short by {shortfall:f}."
     )
+    if restricted_micros:
+        restricted = from_micros(restricted_micros)
+        message += f" {_count(restricted, 'more credit')} may only be used for other actions."
     suggestions: tuple[str, ...]
     if held_in_the_way:
         suggestions = (
-            f"Work that is still running holds {_count(from_micros(account.reserved_micros), 'credit')}:"
+            f"Work that is still running holds {_count(from_micros(held_micros), 'credit')}:"
             " wait until it ends, then try again.",
         )
     else:
@@ -76,7 +94,11 @@ def insufficient(
         suggestions += ("Choose a smaller or cheaper action.",)
     return InsufficientCreditsError(
         message,
-        reason="credits_held" if held_in_the_way else "insufficient_credits",
+        reason="credits_held"
+        if held_in_the_way
+        else "credits_restricted"
+        if restricted_micros >= short
+        else "insufficient_credits",
         retryable=held_in_the_way,
         context={
             "organization_id": account.organization_id,
@@ -86,9 +108,19 @@ def insufficient(
             "required": required,
             "shortfall": shortfall,
             "reserved": from_micros(account.reserved_micros),
+            **({"restricted": from_micros(restricted_micros)} if restricted_micros else {}),
         },
         suggestions=suggestions,
         fixes=() if held_in_the_way else ({"action": "add_credits", "amount": shortfall},),
+    )
+
+
+def total_too_large(account: AccountState) -> InvalidAmountError:
+    """All grants together would be more than an account can count."""
+    return InvalidAmountError(
+        f"organization {account.organization_id} cannot be granted more than"
+        f" {from_micros(MAX_TOTAL_MICROS):,f} credits in all.",
+        reason="total_too_large",
     )
 
 

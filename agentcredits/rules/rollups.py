@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
 
-from agentcredits.model import Pricing, TransactionType
+from agentcredits.model import GrantCategory, Pricing, TransactionType
 from agentcredits.rules.state import Row
 
 #: What usage can be grouped by, in the order that ``bucket`` hashes them.
@@ -26,6 +26,8 @@ class Totals:
     charged_micros: int = 0
     refunded_micros: int = 0
     uncollected_micros: int = 0
+    #: Charged less refunded, by the category of the grants.
+    net_micros: dict[GrantCategory, int] = field(default_factory=dict)
 
     def plus(self, other: Totals) -> Totals:
         """Both together."""
@@ -34,6 +36,20 @@ class Totals:
             self.charged_micros + other.charged_micros,
             self.refunded_micros + other.refunded_micros,
             self.uncollected_micros + other.uncollected_micros,
+            {
+                category: self.net_micros.get(category, 0) + other.net_micros.get(category, 0)
+                for category in {*self.net_micros, *other.net_micros}
+            },
+        )
+
+    def negated(self) -> Totals:
+        """What takes them off again."""
+        return Totals(
+            -self.charges,
+            -self.charged_micros,
+            -self.refunded_micros,
+            -self.uncollected_micros,
+            {category: -micros for category, micros in self.net_micros.items()},
         )
 
 
@@ -60,6 +76,12 @@ def totals(rows: Iterable[Row]) -> dict[Place, Totals]:
             line.uncollected_micros += row.uncollected_micros
         else:
             line.refunded_micros += row.amount_micros
+        net = line.net_micros
+        for part in row.allocations:
+            if part.category is not None:
+                net[part.category] = net.get(part.category, 0) + (
+                    part.amount_micros if is_charge else -part.amount_micros
+                )
     # All rows of a posting have one time: its text is made once for each line.
     found: dict[Place, Totals] = {}
     for (at, values), line in lines.items():

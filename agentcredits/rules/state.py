@@ -16,15 +16,18 @@ from agentcredits.model import (
     Allocation,
     GrantCategory,
     GrantStatus,
+    Lasting,
     LimitMode,
     LimitScope,
     LimitUnit,
     Pricing,
+    RecurringStatus,
     ReservationState,
     RunStatus,
     TransactionType,
 )
 from agentcredits.rules.operations import Activity
+from agentcredits.rules.periods import RolloverTerms
 
 OPEN_STATES = frozenset({ReservationState.ACTIVE, ReservationState.UNKNOWN})
 
@@ -51,6 +54,10 @@ class AccountState:
     status_reason: str | None = None
     status_by: str | None = None
     status_at: datetime | None = None
+    #: Exactly when the next recurring grant comes; the recurring grants need not be loaded before.
+    next_refill_at: datetime | None = None
+    #: Whether any grant was ever restricted to certain actions.
+    has_restricted: bool = False
 
     @property
     def ledger_balance_micros(self) -> int:
@@ -88,6 +95,13 @@ class GrantState:
     voided_micros: int = 0
     #: The part of what is spent that paid the account's debt.
     repaid_micros: int = 0
+    #: Names of the actions that may use it; empty: every action.
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
+    recurring_id: str | None = None
+    period_start: datetime | None = None
+    rolled_from: str | None = None
 
     @property
     def remaining_micros(self) -> int:
@@ -100,6 +114,39 @@ class GrantState:
         return self.held_micros > 0 or (
             self.remaining_micros > 0 and self.status in (GrantStatus.SCHEDULED, GrantStatus.ACTIVE)
         )
+
+
+@dataclass(slots=True)
+class RecurringState:
+    """A recurring grant's row.
+
+    ``next_at`` is the moment of the first refill that is not booked, ``last_start`` the start of the last period that
+    is: a period that began then or earlier is never granted again, whatever becomes of the rules of a time zone.
+    """
+
+    id: str
+    status: RecurringStatus
+    amount_micros: int
+    category: GrantCategory
+    priority: int
+    window_text: str
+    starts_at: datetime
+    next_at: datetime
+    created_at: datetime
+    last_start: datetime | None = None
+    ends_at: datetime | None = None
+    expires_after: Lasting = "period"
+    rollover: RolloverTerms | None = None
+    only_for: tuple[str, ...] = ()
+    unit_cost: Decimal | None = None
+    currency: str | None = None
+    source: str | None = None
+    cancelled_at: datetime | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it grants again."""
+        return self.status is RecurringStatus.ACTIVE
 
 
 @dataclass(slots=True)
@@ -305,6 +352,8 @@ class Changes:
     account: bool = False
     #: The account's line, debt or status.
     standing: bool = False
+    #: Whether the account uses more (or less) of what is loaded only where it is used.
+    account_features: bool = False
     new_grants: set[str] = field(default_factory=set)
     grants: set[str] = field(default_factory=set)
     #: Those among them that paid the account's debt, or were paid back.
@@ -325,6 +374,8 @@ class Changes:
     denials: list[Denied] = field(default_factory=list)
     #: Holds whose time ended while the provider's verdict was awaited.
     unanswered: list[HoldState] = field(default_factory=list)
+    new_recurring: set[str] = field(default_factory=set)
+    recurring: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -353,6 +404,8 @@ class Ledger:
     existing: dict[tuple[str, str, str, str], dict[str, int]] = field(default_factory=dict)
     #: The runs that the operations name, with those around them.
     runs: dict[str, RunState] = field(default_factory=dict)
+    #: All active recurring grants, where one is due or named.
+    recurring: dict[str, RecurringState] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
 
     def touch_grant(self, grant_id: str) -> GrantState:
@@ -366,6 +419,12 @@ class Ledger:
         if hold.id not in self.changes.new_holds:
             self.changes.holds.add(hold.id)
         return hold
+
+    def touch_recurring(self, recurring: RecurringState) -> RecurringState:
+        """The recurring grant, noted as changed."""
+        if recurring.id not in self.changes.new_recurring:
+            self.changes.recurring.add(recurring.id)
+        return recurring
 
     def add_limit(self, limit: LimitState) -> None:
         """Let a limit, loaded or new, be found."""

@@ -33,7 +33,7 @@ from agentcredits.runner.pending import Answer, AsyncPending, Pending
 from agentcredits.store import tenancy, upgrade
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import Fault, classify, translate
-from agentcredits.store.posting import decide_all
+from agentcredits.store.posting import MAX_REFILLS, decide_all
 
 if TYPE_CHECKING:
     import asyncio
@@ -299,22 +299,34 @@ class Runner:
         self._ensure_ready()
         fresh, attempts.fresh = attempts.fresh, False
         with self._gate, self._exclusive(), self._connect() as connection:
-            self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
-            decided = decide_all(
-                connection,
-                operations,
-                clock=self.clock,
-                fresh=fresh,
-                lock_timeout_seconds=self._limits.lock_timeout_seconds,
-            )
-            try:
-                # Where it can, COMMIT goes out with the writes.
-                self.dialect.write(connection, decided.writes, last=True)
-                connection.commit()
-            except SQLAlchemyError as error:
-                attempts.note_failed_commit(error)
-                raise
-            return decided.outcomes
+            outcomes = self._post_and_commit(connection, operations, fresh, attempts)
+            # An account that slept for years is brought up to date in several transactions.
+            while late := [place for place, outcome in enumerate(outcomes) if outcome.undecided]:
+                again = self._post_and_commit(connection, [operations[place] for place in late], fresh, attempts)
+                for place, outcome in zip(late, again, strict=True):
+                    outcomes[place] = replace(outcome, unanswered=outcomes[place].unanswered + outcome.unanswered)
+            return outcomes
+
+    def _post_and_commit(
+        self, connection: Connection, operations: Sequence[Operation], fresh: bool, attempts: _Attempts
+    ) -> list[Outcome]:
+        self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
+        decided = decide_all(
+            connection,
+            operations,
+            clock=self.clock,
+            fresh=fresh,
+            lock_timeout_seconds=self._limits.lock_timeout_seconds,
+            most_refills=MAX_REFILLS,
+        )
+        try:
+            # Where it can, COMMIT goes out with the writes.
+            self.dialect.write(connection, decided.writes, last=True)
+            connection.commit()
+        except SQLAlchemyError as error:
+            attempts.note_failed_commit(error)
+            raise
+        return decided.outcomes
 
     # -- reads -----------------------------------------------------------------------------------------------
 

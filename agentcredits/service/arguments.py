@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import TypeVar
 
+from agentcredits.amounts import Amount, from_micros, to_micros
 from agentcredits.clock import as_utc, host_now
 from agentcredits.errors import (
     CreditsError,
@@ -16,6 +19,7 @@ from agentcredits.ids import check_text, new_id, scope_id
 from agentcredits.model import (
     Decision,
     GrantCategory,
+    Lasting,
     LimitMode,
     LimitScope,
     LimitUnit,
@@ -30,6 +34,13 @@ from agentcredits.rules import operations as ops
 
 MAX_PAGE = 1_000
 MAX_REASON = 1_000
+MAX_PRIORITY = 1_000_000
+#: Names of actions in one restriction, and the longest ``agent_type.action``.
+MAX_NAMES = 50
+MAX_NAME = 511
+MAX_LASTING = timedelta(days=3_660)
+
+_CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 
 
 def key(idempotency_key: str | None) -> tuple[str, bool]:
@@ -140,6 +151,71 @@ def items(values: object, kind: type[T], *, name: str) -> tuple[T, ...]:
                 f"{name} must hold {kind.__name__}, not {type(value).__name__}.", context={"parameter": name}
             )
     return found
+
+
+def only_for(value: object) -> tuple[str, ...]:
+    """The actions that a grant is kept for, in one order, each as ``agent_type.action`` with ``*`` for all of either.
+
+    Raises:
+        InvalidInputError: no sequence of texts, empty, too many, or a name that is none of the forms.
+    """
+    if value is None:
+        return ()
+    names = items(value, str, name="only_for")
+    if not 1 <= len(names) <= MAX_NAMES:
+        raise InvalidInputError(
+            f"only_for must name 1 to {MAX_NAMES} actions; leave it out for every action.",
+            context={"parameter": "only_for"},
+        )
+    return tuple(sorted({_action_name(name) for name in names}))
+
+
+def _action_name(value: str) -> str:
+    text = check_text(value, name="only_for", max_length=MAX_NAME)
+    name = text if "." in text else f"{text}.*"
+    inner = name.removesuffix(".*") if name.endswith(".*") else name.removeprefix("*.")
+    if "*" in inner or not inner or inner.startswith(".") or inner.endswith("."):
+        raise InvalidInputError(
+            f"only_for names an agent type (VideoAgent), an action of it (VideoAgent.generate_video) or an action of"
+            f" all agent types (*.generate_video), not {text!r}.",
+            reason="unknown_action_name",
+            context={"parameter": "only_for", "value": text},
+        )
+    return name
+
+
+def cost_basis(unit_cost: Amount | None, currency: object) -> tuple[Decimal | None, str | None]:
+    """What one credit cost, and in which currency: both or neither.
+
+    Raises:
+        InvalidInputError: one without the other, no currency code.
+        InvalidAmountError: negative, no number, or more than 6 decimals.
+    """
+    if unit_cost is None and currency is None:
+        return None, None
+    if unit_cost is None or currency is None:
+        raise InvalidInputError("unit_cost and currency belong together.", context={"parameter": "unit_cost"})
+    code = check_text(currency, name="currency")
+    if not _CURRENCY.fullmatch(code):
+        raise InvalidInputError(
+            f"currency must be a code of three capital letters such as USD, not {code!r}.",
+            context={"parameter": "currency"},
+        )
+    return from_micros(to_micros(unit_cost, name="unit_cost", allow_zero=True)), code
+
+
+def lasting(value: object, *, name: str) -> Lasting:
+    """How long credits can be used: ``"period"``, whole seconds of time, or None (for ever)."""
+    if value is None:
+        return None
+    if value == "period":
+        return "period"
+    if not isinstance(value, timedelta) or value.microseconds or not timedelta(0) < value <= MAX_LASTING:
+        raise InvalidInputError(
+            f'{name} must be "period", None (for ever) or a timedelta of whole seconds up to {MAX_LASTING.days} days.',
+            context={"parameter": name},
+        )
+    return value
 
 
 def organization(value: object) -> str:

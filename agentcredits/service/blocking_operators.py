@@ -24,6 +24,7 @@ from agentcredits.model import (
 )
 from agentcredits.rules.windows import Window
 from agentcredits.service.blocking_accounts import SyncAccountMethods
+from agentcredits.service.blocking_recurring import SyncRecurringMethods
 from agentcredits.service.blocking_runs import SyncRunMethods
 from agentcredits.service.blocking_upkeep import SyncUpkeepMethods
 
@@ -32,7 +33,7 @@ ScopeName = Literal["organization", "department", "project", "user", "agent_type
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class SyncOperatorMethods(SyncAccountMethods, SyncRunMethods, SyncUpkeepMethods):
+class SyncOperatorMethods(SyncAccountMethods, SyncRunMethods, SyncUpkeepMethods, SyncRecurringMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`SyncCreditService`."""
 
     def set_limit(
@@ -180,6 +181,9 @@ class SyncOperatorMethods(SyncAccountMethods, SyncRunMethods, SyncUpkeepMethods)
         effective_at: datetime | None = None,
         expires_at: datetime | None = None,
         source: str | None = None,
+        only_for: Sequence[str] | None = None,
+        unit_cost: Amount | None = None,
+        currency: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> CreditGrant:
@@ -196,6 +200,9 @@ class SyncOperatorMethods(SyncAccountMethods, SyncRunMethods, SyncUpkeepMethods)
                 effective_at=effective_at,
                 expires_at=expires_at,
                 source=source,
+                only_for=only_for,
+                unit_cost=unit_cost,
+                currency=currency,
                 metadata=metadata,
                 idempotency_key=idempotency_key,
             )
@@ -206,13 +213,14 @@ class SyncOperatorMethods(SyncAccountMethods, SyncRunMethods, SyncUpkeepMethods)
         grant: str | CreditGrant,
         *,
         organization_id: Id | None = None,
+        mode: Literal["remaining", "unreserved"] = "remaining",
         reason: str | None = None,
     ) -> CreditGrant:
-        """Take back what is left of a grant; what is held stays with its hold and ends with it.
+        """Take back what is left of a grant.
 
         Blocking form of :meth:`CreditService.void_grant`: same arguments, results and errors.
         """
-        return self._core.run(self._core.void_grant(grant, organization_id=organization_id, reason=reason))
+        return self._core.run(self._core.void_grant(grant, organization_id=organization_id, mode=mode, reason=reason))
 
     def list_grants(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentcredits.amounts import MAX_AMOUNT_MICROS, Amount, to_micros
 from agentcredits.clock import as_utc
-from agentcredits.errors import AccountNotFoundError, CreditsError, MissingContextError
+from agentcredits.errors import AccountNotFoundError, CreditsError, InvalidInputError, MissingContextError
 from agentcredits.ids import check_text, encode_json, new_id, scope_id
 from agentcredits.model import (
     Balance,
@@ -33,11 +33,11 @@ from agentcredits.rules import operations as ops
 from agentcredits.rules import pricing as price_rules
 from agentcredits.runner.steps import Read, Steps, Write
 from agentcredits.service import arguments
-from agentcredits.service.upkeep import Upkeep
+from agentcredits.service.recurring import Recurring
 from agentcredits.store import queries, repair, verification
 
 
-class ServiceCore(Upkeep):
+class ServiceCore(Recurring):
     """What both public faces, the decorators and the adapters use."""
 
     def grant_credits(
@@ -50,6 +50,9 @@ class ServiceCore(Upkeep):
         effective_at: datetime | None = None,
         expires_at: datetime | None = None,
         source: str | None = None,
+        only_for: Sequence[str] | None = None,
+        unit_cost: Amount | None = None,
+        currency: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Steps[CreditGrant]:
@@ -57,11 +60,15 @@ class ServiceCore(Upkeep):
         owner = scope_id(organization_id, name="organization_id")
         micros = to_micros(amount)
         kind = arguments.choice(GrantCategory, category, name="category")
-        rank = arguments.whole_number(priority, name="priority", low=0, high=1_000_000)
+        rank = arguments.whole_number(priority, name="priority", low=0, high=arguments.MAX_PRIORITY)
         start = None if effective_at is None else as_utc(effective_at, name="effective_at")
         end = None if expires_at is None else as_utc(expires_at, name="expires_at")
         if source is not None:
             check_text(source, name="source")
+        names = arguments.only_for(only_for)
+        cost, money = arguments.cost_basis(unit_cost, currency)
+        # Only where they are given: the keys of grants that were made before these were known still match.
+        added = (names, cost, money) if names or cost is not None else ()
         key, generated = arguments.key(idempotency_key)
         outcome = yield from self._post(
             ops.Grant(
@@ -69,7 +76,7 @@ class ServiceCore(Upkeep):
                 id=new_id(),
                 key=key,
                 key_generated=generated,
-                fingerprint=ops.fingerprint("grant", owner, micros, kind, rank, start, end, source),
+                fingerprint=ops.fingerprint("grant", owner, micros, kind, rank, start, end, source, *added),
                 amount_micros=micros,
                 category=kind,
                 priority=rank,
@@ -77,19 +84,27 @@ class ServiceCore(Upkeep):
                 expires_at=end,
                 source=source,
                 metadata_json=encode_json(metadata, name="metadata"),
+                only_for=names,
+                unit_cost=cost,
+                currency=money,
             )
         )
         return self._grant(owner, outcome)
 
     def void_grant(
-        self, grant: object, *, organization_id: object = None, reason: str | None = None
+        self, grant: object, *, organization_id: object = None, mode: str = "remaining", reason: str | None = None
     ) -> Steps[CreditGrant]:
         """Take back what is left of a grant."""
         owner = self.organization(organization_id, grant)
+        if mode not in ("remaining", "unreserved"):
+            raise InvalidInputError(
+                f"mode must be remaining or unreserved, not {mode!r}.", context={"parameter": "mode"}
+            )
         outcome = yield from self._post(
             ops.VoidGrant(
                 organization_id=owner,
                 grant_id=self.id_of(grant, name="grant_id"),
+                unreserved_only=mode == "unreserved",
                 reason=None if reason is None else check_text(reason, name="reason", max_length=arguments.MAX_REASON),
             )
         )

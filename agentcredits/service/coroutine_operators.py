@@ -24,6 +24,7 @@ from agentcredits.model import (
 )
 from agentcredits.rules.windows import Window
 from agentcredits.service.coroutine_accounts import AccountMethods
+from agentcredits.service.coroutine_recurring import RecurringMethods
 from agentcredits.service.coroutine_runs import RunMethods
 from agentcredits.service.coroutine_upkeep import UpkeepMethods
 
@@ -32,7 +33,7 @@ ScopeName = Literal["organization", "department", "project", "user", "agent_type
 GroupName = Literal["agent_type", "action", "department", "project", "user"]
 
 
-class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods):
+class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods, RecurringMethods):
     """Grants, prices, limits, usage, reports, upkeep; a part of :class:`CreditService`."""
 
     async def set_limit(
@@ -229,6 +230,9 @@ class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods):
         effective_at: datetime | None = None,
         expires_at: datetime | None = None,
         source: str | None = None,
+        only_for: Sequence[str] | None = None,
+        unit_cost: Amount | None = None,
+        currency: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> CreditGrant:
@@ -242,6 +246,11 @@ class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods):
             effective_at: From when they can be spent; None: now.
             expires_at: Until when (exclusive); None: for ever.
             source: Where they come from, such as a payment's id.
+            only_for: The actions that may use them: an agent type (``"VideoAgent"``), an action of it
+                (``"VideoAgent.generate_video"``) or an action of all agent types (``"*.generate_video"``); None: every
+                action. Restricted credits are of no use to a charge that names no action.
+            unit_cost: What one credit cost the customer, at most 6 decimals; told again with every charge of it.
+            currency: Of ``unit_cost``, such as ``"USD"``; both or neither.
             metadata: Stored beside the row.
             idempotency_key: The same key and payload answer the same grant.
 
@@ -259,6 +268,9 @@ class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods):
                 effective_at=effective_at,
                 expires_at=expires_at,
                 source=source,
+                only_for=only_for,
+                unit_cost=unit_cost,
+                currency=currency,
                 metadata=metadata,
                 idempotency_key=idempotency_key,
             )
@@ -269,14 +281,24 @@ class OperatorMethods(AccountMethods, RunMethods, UpkeepMethods):
         grant: str | CreditGrant,
         *,
         organization_id: Id | None = None,
+        mode: Literal["remaining", "unreserved"] = "remaining",
         reason: str | None = None,
     ) -> CreditGrant:
-        """Take back what is left of a grant; what is held stays with its hold and ends with it.
+        """Take back what is left of a grant.
+
+        Args:
+            grant: Its id, or the grant.
+            organization_id: Whose; None: the grant's, else the current context's.
+            mode: "remaining" ends the grant: what is held stays with its hold, and is breakage when it comes back.
+                "unreserved" takes only what is not held now: the grant lives on, and what comes back can be spent.
+            reason: Why; kept with the ledger row.
 
         Raises:
             GrantNotFoundError: unknown, or another organization's.
         """
-        return await self._core.arun(self._core.void_grant(grant, organization_id=organization_id, reason=reason))
+        return await self._core.arun(
+            self._core.void_grant(grant, organization_id=organization_id, mode=mode, reason=reason)
+        )
 
     async def list_grants(
         self,

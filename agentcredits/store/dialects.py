@@ -257,9 +257,12 @@ def _add_by_key(table: Table, names: tuple[str, ...], keys: tuple[str, ...], add
 
 def on_conflict_add(keys: tuple[str, ...], adds: tuple[str, ...]) -> str:
     """The end of an INSERT that adds to the row that is there."""
-    # A total stays at the top instead of running over (over-runs that nobody pays add up without end).
+    # A total stays at the top instead of running over (over-runs that nobody pays add up without end). Both sides may
+    # be negative (what refunds take from a category): no difference here runs over either.
     sums = ", ".join(
-        f"{name} = CASE WHEN t.{name} > {_MOST} - excluded.{name} THEN {_MOST} ELSE t.{name} + excluded.{name} END"
+        f"{name} = CASE WHEN t.{name} > 0 THEN"
+        f" CASE WHEN excluded.{name} > {_MOST} - t.{name} THEN {_MOST} ELSE t.{name} + excluded.{name} END"
+        f" ELSE t.{name} + excluded.{name} END"
         for name in adds
     )
     return f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {sums}"

@@ -42,7 +42,7 @@ _details, _rows, _holds, _usage = (
     credit_reservations,
     credit_limit_usage,
 )
-_SUMS: Final = ("charges", "charged_micros", "refunded_micros", "uncollected_micros")
+_SUMS: Final = limit_records.ROLLUP_SUMS
 
 Counter = tuple[LimitState, UsageState]
 
@@ -77,8 +77,8 @@ def erase_details(connection: Connection, organization_id: str, user_id: str, tr
         _details.c.transaction_id.in_(transaction_ids),
         _details.c.user_id == user_id,
     )
-    found = connection.execute(loading.TRANSACTIONS.where(_rows.c.organization_id == organization_id, mine)).mappings()
-    rows = [records.read_row(row, ()) for row in found]
+    statement = loading.TRANSACTIONS.where(_rows.c.organization_id == organization_id, mine)
+    rows = loading.read_rows(connection, organization_id, statement)
     if not rows:
         return 0
     refunds: dict[str, list[Row]] = {}
@@ -219,10 +219,7 @@ def _move_totals(connection: Connection, organization_id: str, user_id: str, row
     """Let the totals by day of these rows stand for nobody in particular."""
     taken = rollups.totals(rows)
     given = rollups.totals(replace(row, user_id=None) for row in rows)
-    less = [
-        limit_records.rollup_values(organization_id, place, rollups.Totals(*(-getattr(total, name) for name in _SUMS)))
-        for place, total in taken.items()
-    ]
+    less = [limit_records.rollup_values(organization_id, place, total.negated()) for place, total in taken.items()]
     more = [limit_records.rollup_values(organization_id, place, total) for place, total in given.items()]
     if not less:
         return

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Row, Select, Table, and_, bindparam, select
 
-from agentcredits.rules.recount import Entry
+from agentcredits.rules.recount import Entry, Part
 from agentcredits.store import tenancy
 from agentcredits.store.tables import (
+    credit_grants,
     credit_transaction_allocations,
     credit_transaction_details,
     credit_transactions,
@@ -31,7 +32,7 @@ _page: Final = (
     .subquery("page")
 )
 _charge: Final = _rows.alias("charge")
-#: In the order of Entry's fields.
+#: In the order of Entry's fields; _PARTS: in that of Part's.
 _ENTRIES: Final = (
     select(
         *(_page.c[name] for name in ("seq", "type", "amount_micros", "balance_after_micros", "uncollected_micros")),
@@ -53,10 +54,13 @@ _ENTRIES: Final = (
     .order_by(_page.c.seq)
 )
 _PARTS: Final = (
-    select(_rows.c.seq, _parts.c.position, _parts.c.grant_id, _parts.c.amount_micros)
+    select(_rows.c.seq, _parts.c.position, _parts.c.grant_id, _parts.c.amount_micros, credit_grants.c.category)
     .select_from(
         _rows.join(
             _parts, and_(_parts.c.organization_id == _rows.c.organization_id, _parts.c.transaction_id == _rows.c.id)
+        ).outerjoin(
+            credit_grants,
+            and_(credit_grants.c.organization_id == _parts.c.organization_id, credit_grants.c.id == _parts.c.grant_id),
         )
     )
     .where(
@@ -74,9 +78,13 @@ def entries_after(connection: Connection, organization_id: str, seq: int) -> lis
     return [Entry(*row) for row in rows]
 
 
-def parts_between(connection: Connection, organization_id: str, after: int, up_to: int) -> Sequence[Any]:
-    """(seq, position, grant_id, amount_micros) of every allocation of the rows after ``after`` and up to ``up_to``."""
-    return connection.execute(_PARTS, {"organization": organization_id, "after": after, "up_to": up_to}).all()
+def parts_between(connection: Connection, organization_id: str, after: int, up_to: int) -> dict[int, list[Part]]:
+    """Every allocation of the rows after ``after`` and up to ``up_to``, by the row's seq."""
+    found: dict[int, list[Part]] = {}
+    for row in connection.execute(_PARTS, {"organization": organization_id, "after": after, "up_to": up_to}):
+        part = Part(*row)
+        found.setdefault(part.seq, []).append(part)
+    return found
 
 
 def ranges(connection: Connection, table: Table, column: Column[Any], *conditions: Any) -> Iterator[tuple[Any, Any]]:

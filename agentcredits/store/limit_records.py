@@ -7,11 +7,20 @@ from collections.abc import Iterable
 from dataclasses import fields
 from decimal import Decimal
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 from agentcredits.amounts import MICROS_PER_CREDIT, to_micros
 from agentcredits.errors import CreditsError, InvalidAmountError, InvalidInputError
-from agentcredits.model import Denial, Limit, LimitCrossing, LimitMode, LimitScope, LimitUnit, LimitUsage
+from agentcredits.model import (
+    Denial,
+    GrantCategory,
+    Limit,
+    LimitCrossing,
+    LimitMode,
+    LimitScope,
+    LimitUnit,
+    LimitUsage,
+)
 from agentcredits.rules import rollups
 from agentcredits.rules.limits import WHOLE
 from agentcredits.rules.refusals import in_unit
@@ -271,6 +280,12 @@ def read_denial(row: RowLike) -> Denial:
 
 # -- usage -------------------------------------------------------------------------------------------------------
 
+#: Where the totals keep what each category of grants bore.
+NET_COLUMNS: Final = {category: f"{category.value}_micros" for category in GrantCategory}
+
+#: What a posting adds to in a line that is there.
+ROLLUP_SUMS: Final = ("charges", "charged_micros", "refunded_micros", "uncollected_micros", *NET_COLUMNS.values())
+
 
 def rollup_values(organization_id: str, place: rollups.Place, totals: rollups.Totals) -> Values:
     """What a posting adds to usage_rollups."""
@@ -280,8 +295,16 @@ def rollup_values(organization_id: str, place: rollups.Place, totals: rollups.To
         "day": day,
         "bucket": rollups.bucket(values),
         **dict(zip(rollups.GROUPED, values, strict=True)),
+        **rollup_sums(totals),
+    }
+
+
+def rollup_sums(totals: rollups.Totals) -> dict[str, int]:
+    """The columns of ``ROLLUP_SUMS``."""
+    return {
         "charges": totals.charges,
         "charged_micros": totals.charged_micros,
         "refunded_micros": totals.refunded_micros,
         "uncollected_micros": totals.uncollected_micros,
+        **{column: totals.net_micros.get(category, 0) for category, column in NET_COLUMNS.items()},
     }

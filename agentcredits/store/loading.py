@@ -7,13 +7,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_
 
-from agentcredits.model import Allocation, LimitScope
+from agentcredits.model import AccountStatus, Allocation, LimitScope, RecurringStatus
 from agentcredits.rules import limits
 from agentcredits.rules import operations as ops
-from agentcredits.rules.due import is_due
+from agentcredits.rules.due import is_due, is_refill_due
 from agentcredits.rules.limits import Place
 from agentcredits.rules.state import OPEN_STATES, AccountState, HoldState, Ledger, Row
-from agentcredits.store import limit_records, limit_sums, records
+from agentcredits.store import limit_records, limit_sums, records, recurring_records
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
@@ -71,6 +72,29 @@ def load_due_holds(connection: Connection, ledger: Ledger, now: datetime) -> Non
     ).scalar()
 
 
+def load_recurring(
+    connection: Connection, ledger: Ledger, now: datetime, operations: Sequence[ops.Operation] = ()
+) -> None:
+    """All active recurring grants where one of them is due or an operation is about one, and those that are named."""
+    about = [one for one in operations if _is_about_recurring(one)]
+    if not about and (ledger.account is None or not is_refill_due(ledger.account, now)):
+        return
+    named = {operation.recurring_id for operation in about if isinstance(operation, ops.CancelRecurring)}
+    named |= {key.result_id for key in ledger.keys.values() if key.kind == ops.CreateRecurring.key_kind}
+    table = recurring_grants
+    wanted = or_(table.c.status == RecurringStatus.ACTIVE.value, table.c.id.in_(sorted(named)))
+    statement = select(table).where(table.c.organization_id == ledger.organization_id, wanted)
+    for row in connection.execute(statement).mappings():
+        ledger.recurring[row["id"]] = recurring_records.read_recurring(row)
+
+
+def _is_about_recurring(operation: ops.Operation) -> bool:
+    """Closing an account cancels them all."""
+    if isinstance(operation, ops.SetStatus):
+        return operation.status is AccountStatus.CLOSED
+    return isinstance(operation, ops.CreateRecurring | ops.CancelRecurring)
+
+
 def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.Operation], *, fresh: bool) -> None:
     """The records that the operations name by key or id.
 
@@ -96,7 +120,7 @@ def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.
     if places:
         _load_keys(connection, ledger, places)
         for key in ledger.keys.values():
-            {"reserve": hold_ids, "grant": grant_ids}.get(key.kind, row_ids).add(key.result_id)
+            {"reserve": hold_ids, "grant": grant_ids, "recurring": set()}.get(key.kind, row_ids).add(key.result_id)
     if hold_ids:
         table = credit_reservations
         _load_holds(
@@ -136,15 +160,28 @@ def _may_go_back_to_payers(ledger: Ledger, operations: Sequence[ops.Operation]) 
 def load_allocations(
     connection: Connection, organization_id: str, transaction_ids: Iterable[str]
 ) -> dict[str, tuple[Allocation, ...]]:
-    """The per-grant allocations of ledger rows, in their order."""
+    """The per-grant allocations of ledger rows, in their order, with what their grants say of them."""
     table = credit_transaction_allocations
     found: dict[str, list[Allocation]] = {}
+    grants = credit_grants
     for row in connection.execute(
-        select(table.c.transaction_id, table.c.grant_id, table.c.amount_micros)
+        select(
+            table.c.transaction_id,
+            table.c.grant_id,
+            table.c.amount_micros,
+            grants.c.category,
+            grants.c.unit_cost,
+            grants.c.currency,
+        )
+        .select_from(
+            table.outerjoin(
+                grants, and_(grants.c.organization_id == table.c.organization_id, grants.c.id == table.c.grant_id)
+            )
+        )
         .where(table.c.organization_id == organization_id, table.c.transaction_id.in_(list(transaction_ids)))
         .order_by(table.c.transaction_id, table.c.position)
     ):
-        found.setdefault(row.transaction_id, []).append(Allocation(row.grant_id, row.amount_micros))
+        found.setdefault(row.transaction_id, []).append(records.read_allocation(row))
     return {transaction_id: tuple(parts) for transaction_id, parts in found.items()}
 
 

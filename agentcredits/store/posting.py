@@ -20,9 +20,10 @@ from agentcredits.rules.operations import Operation
 from agentcredits.rules.outcomes import Outcome, Record
 from agentcredits.rules.posting import decide
 from agentcredits.rules.state import Ledger, Row
-from agentcredits.store import limit_records, loading, records, run_records
+from agentcredits.store import limit_records, loading, records, recurring_records, run_records
 from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import StoreDialect, Write, dialect_of
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_denials,
@@ -38,6 +39,9 @@ from agentcredits.store.tables import (
     idempotency_keys,
     usage_rollups,
 )
+
+#: How many recurring grants one transaction books: an account that slept for years catches up in several.
+MAX_REFILLS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,9 @@ def post(
     fresh: bool = True,
     lock_timeout_seconds: float | None = None,
 ) -> list[Outcome]:
-    """Decide operations in order and book them; answer each, refusals included. See :func:`decide_all`."""
+    """Decide operations in order and book them; answer each, refusals included. However much is due, it is booked. See
+    :func:`decide_all`.
+    """
     decided = decide_all(connection, operations, clock=clock, fresh=fresh, lock_timeout_seconds=lock_timeout_seconds)
     dialect_of(connection).write(connection, decided.writes)
     return decided.outcomes
@@ -73,6 +79,7 @@ def decide_all(
     clock: Clock | None = None,
     fresh: bool = True,
     lock_timeout_seconds: float | None = None,
+    most_refills: int | None = None,
 ) -> Decided:
     """Lock, load, and decide operations in order; what is to be written is the caller's last statement.
 
@@ -82,6 +89,8 @@ def decide_all(
         clock: Replaces the database's clock.
         fresh: False when this is a repeated try whose first answer was lost.
         lock_timeout_seconds: How long to wait for an account's row; None: as the connection is set.
+        most_refills: Where more recurring grants are due in an account, only so many are booked, and its operations
+            stay undecided; None: all are booked.
     """
     places: dict[str, list[int]] = {}
     for place, operation in enumerate(operations):
@@ -93,7 +102,9 @@ def decide_all(
     writes: list[Write] = []
     for organization_id in sorted(places):
         batch = [operations[place] for place in places[organization_id]]
-        decided = _decide_account(connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds)
+        decided = _decide_account(
+            connection, dialect, organization_id, batch, clock, fresh, lock_timeout_seconds, most_refills
+        )
         for place, answer in zip(places[organization_id], decided.outcomes, strict=True):
             outcomes[place] = answer
         writes += decided.writes
@@ -108,9 +119,10 @@ def _decide_account(
     clock: Clock | None,
     fresh: bool,
     lock_timeout_seconds: float | None,
+    most_refills: int | None,
 ) -> Decided:
     ledger = Ledger(organization_id)
-    created = False
+    created, all_booked = False, True
     opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
     if opened.account is None and any(operation.creates_account for operation in operations):
         _create_account(connection, dialect, organization_id, clock)
@@ -130,10 +142,14 @@ def _decide_account(
         if opened.has_runs:
             run_records.load_runs(connection, ledger, operations, now)
         loading.load_existing(connection, ledger, operations, now)
-        book_due(ledger, now)
+        loading.load_recurring(connection, ledger, now, operations)
+        all_booked = book_due(ledger, now, most_refills=most_refills)
         runs.book_due(ledger, now)
     unanswered = tuple(replace(hold) for hold in ledger.changes.unanswered)
-    outcomes = _decide_in_order(ledger, operations, now, opened=not created)
+    if all_booked:
+        outcomes = _decide_in_order(ledger, operations, now, opened=not created)
+    else:
+        outcomes = [Outcome(undecided=True)] * len(operations)
     if unanswered:
         outcomes[0] = replace(outcomes[0], unanswered=unanswered)
     if created and ledger.account is None:
@@ -202,7 +218,11 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
     # The rows of one write have the same columns; what changes seldom is a column only of those that it changed for.
     repaid = changes.repaid - changes.new_grants
     forced = {id_ for id_ in changes.holds if holds[id_].forced}
-    account_rows = [records.account_changes(account, standing=changes.standing)] if changes.account else []
+    account_rows = (
+        [records.account_changes(account, standing=changes.standing, features=changes.account_features)]
+        if changes.account
+        else []
+    )
     writes = [
         Write(credit_accounts, account_rows, key[:1]),
         Write(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)]),
@@ -234,7 +254,7 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
             usage_rollups,
             [limit_records.rollup_values(owner, place, total) for place, total in sorted(rollups.totals(rows).items())],
             ("organization_id", "day", "bucket"),
-            adds=("charges", "charged_micros", "refunded_micros", "uncollected_micros"),
+            adds=limit_records.ROLLUP_SUMS,
         ),
         Write(credit_limits, [limit_records.limit_values(owner, limits[id_]) for id_ in sorted(changes.new_limits)]),
         Write(credit_limits, [limit_records.limit_changes(owner, limits[id_]) for id_ in sorted(changes.limits)], key),
@@ -254,6 +274,15 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
             ("organization_id", "run_id"),
         ),
         Write(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings]),
+        Write(
+            recurring_grants,
+            [recurring_records.recurring_values(owner, ledger.recurring[id_]) for id_ in sorted(changes.new_recurring)],
+        ),
+        Write(
+            recurring_grants,
+            [recurring_records.recurring_changes(owner, ledger.recurring[id_]) for id_ in sorted(changes.recurring)],
+            key,
+        ),
         Write(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials]),
     ]
     return [entry for entry in writes if entry.rows]

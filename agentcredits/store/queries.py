@@ -16,6 +16,7 @@ from agentcredits.model import (
     CreditGrant,
     GrantStatus,
     Page,
+    RecurringGrant,
     ReservationRecord,
     ReservationState,
     RunRecord,
@@ -23,14 +24,16 @@ from agentcredits.model import (
     Transaction,
     TransactionType,
 )
-from agentcredits.rules import limits, refusals, runs
+from agentcredits.rules import burn_down, limits, refusals, runs
 from agentcredits.rules.accounts import refuse_unless_open
+from agentcredits.rules.charges import short_of, usable_by
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.operations import Activity, Operation, Spending
 from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
-from agentcredits.store import loading, records, run_records, tenancy
+from agentcredits.store import loading, records, recurring_records, run_records, tenancy
 from agentcredits.store.dialects import dialect_of
+from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_grants,
     credit_reservations,
@@ -54,7 +57,8 @@ def view(
 ) -> tuple[Ledger, AccountState, datetime]:
     """The account as it is now: what is due is computed here and booked by the next posting.
 
-    One statement when nothing is due. Otherwise the loads see one moment, or they would be torn apart.
+    One statement when nothing is due and no grant is restricted. Otherwise the loads see one moment, or they would be
+    torn apart.
 
     Args:
         connection: Where to read.
@@ -72,7 +76,8 @@ def view(
     if ledger.account is None:
         raise refusals.account_not_found(organization_id)
     now = max(now, ledger.account.last_posted_at)
-    if is_due(ledger.account, now):
+    # Restricted credits are told apart by the grants themselves.
+    if is_due(ledger.account, now) or ledger.account.has_restricted:
         connection.rollback()
         dialect_of(connection).begin_read(connection)
         ledger.account = loading.load_account(connection, organization_id)
@@ -81,6 +86,7 @@ def view(
         now = max(now, ledger.account.last_posted_at)
         loading.load_open_grants(connection, ledger)
         loading.load_due_holds(connection, ledger, now)
+        loading.load_recurring(connection, ledger, now)
         if planned is not None:
             loading.load_limits(connection, ledger, planned)
             run_records.load_runs(connection, ledger, planned, now, run_ids)
@@ -98,7 +104,8 @@ def get_balance(connection: Connection, organization_id: str, clock: Clock | Non
     Raises:
         AccountNotFoundError: the organization has no account.
     """
-    _, account, now = view(connection, organization_id, clock)
+    ledger, account, now = view(connection, organization_id, clock)
+    restricted = (grant for grant in burn_down.usable(ledger.grants.values(), now) if grant.only_for)
     return Balance(
         organization_id=organization_id,
         granted_micros=account.granted_micros,
@@ -108,6 +115,7 @@ def get_balance(connection: Connection, organization_id: str, clock: Clock | Non
         expired_micros=account.expired_micros,
         voided_micros=account.voided_micros,
         as_of=now,
+        restricted_micros=sum(grant.remaining_micros for grant in restricted) if account.has_restricted else 0,
     )
 
 
@@ -145,11 +153,34 @@ def check(
             runs.hold(ledger, pool, operation.amount_micros, now)
     except CreditsError as error:
         return available, error
+    if account.has_restricted:
+        return _check_grants(ledger, planned, now)
     total = sum(operation.amount_micros for operation in planned)
     if total > usable:
         what = planned[0].activity if len(planned) == 1 else Activity(action="the plan")
         return available, refusals.insufficient(account, usable, total, what)
     return available, None
+
+
+def _check_grants(ledger: Ledger, planned: Sequence[Spending], now: datetime) -> tuple[int, CreditsError | None]:
+    """As ``check``, charge by charge, where some grants are kept for certain actions."""
+    usable = {
+        grant.id: grant.remaining_micros
+        for operation in planned
+        for grant in usable_by(ledger, operation.activity, now)
+    }
+    total = sum(operation.amount_micros for operation in planned)
+    missing = 0
+    for operation in planned:
+        grants = usable_by(ledger, operation.activity, now)
+        room = min(operation.amount_micros, sum(grant.remaining_micros for grant in grants))
+        missing += operation.amount_micros - room
+        for part in burn_down.take(grants, room):
+            ledger.grants[str(part.grant_id)].spent_micros += part.amount_micros
+    if not missing:
+        return sum(usable.values()), None
+    what = planned[0].activity if len(planned) == 1 else Activity(action="the plan")
+    return total - missing, short_of(ledger, total - missing, total, what)
 
 
 def list_grants(connection: Connection, organization_id: str, clock: Clock | None) -> tuple[CreditGrant, ...]:
@@ -160,12 +191,29 @@ def list_grants(connection: Connection, organization_id: str, clock: Clock | Non
         .where(credit_grants.c.organization_id == organization_id)
         .order_by(credit_grants.c.created_at, credit_grants.c.id)
     ).mappings()
-    grants = []
+    grants = {id_: ledger.grants[id_] for id_ in ledger.changes.new_grants}
     for row in rows:
-        grant = ledger.grants.setdefault(row["id"], records.read_grant(row))
+        grant = grants[row["id"]] = ledger.grants.setdefault(row["id"], records.read_grant(row))
         end_if_over(ledger, grant, now)
-        grants.append(records.public_grant(organization_id, grant))
-    return tuple(grants)
+    oldest_first = sorted(grants.values(), key=lambda grant: (grant.created_at, grant.id))
+    return tuple(records.public_grant(organization_id, grant) for grant in oldest_first)
+
+
+def list_recurring_grants(
+    connection: Connection, organization_id: str, clock: Clock | None
+) -> tuple[RecurringGrant, ...]:
+    """Every recurring grant of the organization as it is now, oldest first."""
+    table = recurring_grants
+    ledger, _, _ = view(connection, organization_id, clock)
+    rows = connection.execute(
+        select(table).where(table.c.organization_id == organization_id).order_by(table.c.created_at, table.c.id)
+    ).mappings()
+    return tuple(
+        recurring_records.public_recurring(
+            organization_id, ledger.recurring.get(row["id"]) or recurring_records.read_recurring(row)
+        )
+        for row in rows
+    )
 
 
 def get_reservation(
@@ -335,7 +383,7 @@ def due_summary(connection: Connection, organization_id: str, clock: Clock | Non
     """What the next posting of the account will book by time alone."""
     ledger, _, _ = view(connection, organization_id, clock)
     ended = [ledger.holds[place] for place in sorted(ledger.changes.holds)]
-    grants = [ledger.grants[place] for place in ledger.changes.grants]
+    grants = [ledger.grants[place] for place in ledger.changes.grants | ledger.changes.new_grants]
     return Due(
         holds=len(ended),
         grants=sum(grant.status is GrantStatus.EXPIRED and grant.expired_micros > 0 for grant in grants),

@@ -145,12 +145,20 @@ def read_account(row: RowLike) -> AccountState:
         status_reason=row["status_reason"],
         status_by=row["status_by"],
         status_at=row["status_at"],
+        next_refill_at=row["next_refill_at"],
+        has_restricted=bool(row["has_restricted"]),
         **{name: row[name] for name in _ACCOUNT_COUNTERS},
     )
 
 
-def account_changes(account: AccountState, *, standing: bool) -> Values:
-    """What an UPDATE of the account writes, with its key; ``standing``: its line, debt and status too."""
+def account_changes(account: AccountState, *, standing: bool, features: bool) -> Values:
+    """What an UPDATE of the account writes, with its key.
+
+    Args:
+        account: As it is now.
+        standing: Its line, debt and status too.
+        features: Also when the next recurring grant comes, and whether a grant was ever restricted.
+    """
     values = {
         "organization_id": account.organization_id,
         **dict(zip(_ACCOUNT_COUNTERS, _account_counters(account), strict=True)),
@@ -158,6 +166,8 @@ def account_changes(account: AccountState, *, standing: bool) -> Values:
     if standing:
         values |= zip(_ACCOUNT_STANDING, _account_standing(account), strict=True)
         values["status"] = account.status.value
+    if features:
+        values |= {"next_refill_at": account.next_refill_at, "has_restricted": account.has_restricted}
     return values
 
 
@@ -195,6 +205,12 @@ def read_grant(row: RowLike) -> GrantState:
         voided_at=row["voided_at"],
         source=row["source"],
         repaid_micros=row["repaid_micros"],
+        only_for=read_names(row["only_for"]),
+        unit_cost=exact(row["unit_cost"]),
+        currency=row["currency"],
+        recurring_id=row["recurring_id"],
+        period_start=row["period_start"],
+        rolled_from=row["rolled_from"],
         **{name: row[name] for name in _GRANT_COUNTERS},
     )
 
@@ -211,7 +227,23 @@ def grant_values(organization_id: str, grant: GrantState) -> Values:
         "created_at": grant.created_at,
         "source": grant.source,
         "repaid_micros": grant.repaid_micros,
+        "only_for": write_names(grant.only_for),
+        "unit_cost": grant.unit_cost,
+        "currency": grant.currency,
+        "recurring_id": grant.recurring_id,
+        "period_start": grant.period_start,
+        "rolled_from": grant.rolled_from,
     }
+
+
+def read_names(value: str | None) -> tuple[str, ...]:
+    """The names of actions in a column; NULL: none."""
+    return tuple(json.loads(value)) if value else ()
+
+
+def write_names(names: tuple[str, ...]) -> str | None:
+    """Names of actions for a column."""
+    return json.dumps(names) if names else None
 
 
 def grant_changes(organization_id: str, grant: GrantState, *, repaid: bool = False) -> Values:
@@ -242,6 +274,12 @@ def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = Fa
         voided_at=grant.voided_at,
         source=grant.source,
         repaid_micros=grant.repaid_micros,
+        only_for=grant.only_for,
+        unit_cost=grant.unit_cost,
+        currency=grant.currency,
+        recurring_id=grant.recurring_id,
+        period_start=grant.period_start,
+        rolled_from=grant.rolled_from,
         replayed=replayed,
         **{name: getattr(grant, name) for name in _GRANT_COUNTERS},
     )
@@ -253,7 +291,7 @@ def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = Fa
 def read_hold(row: RowLike) -> HoldState:
     """A credit_reservations row as state."""
     plain = {name: row[name] for name in _HOLD_PLAIN}
-    plain["quantity"] = _decimal(plain["quantity"])
+    plain["quantity"] = exact(plain["quantity"])
     return HoldState(
         state=ReservationState(row["state"]),
         pricing=Pricing(row["pricing"]),
@@ -307,13 +345,19 @@ def public_hold(organization_id: str, hold: HoldState, *, replayed: bool = False
 def read_row(row: RowLike, allocations: tuple[Allocation, ...]) -> Row:
     """A credit_transactions row (joined with its details) as state."""
     plain = {name: row[name] for name in (*_ROW_PLAIN, *_DETAILS)}
-    plain["quantity"] = _decimal(plain["quantity"])
+    plain["quantity"] = exact(plain["quantity"])
     return Row(type=TransactionType(row["type"]), pricing=Pricing(row["pricing"]), allocations=allocations, **plain)
 
 
 def row_columns(organization_id: str, rows: Sequence[Row]) -> Columns:
     """Whole credit_transactions rows."""
     return _columns(organization_id, _ROW_STORED, map(_row_stored, rows))
+
+
+def read_allocation(row: Any) -> Allocation:
+    """A credit_transaction_allocations row (joined with its grant) as a part of a ledger row."""
+    category = None if row.category is None else GrantCategory(row.category)
+    return Allocation(row.grant_id, row.amount_micros, category, exact(row.unit_cost), row.currency)
 
 
 def allocation_columns(organization_id: str, rows: Sequence[Row]) -> Columns:
@@ -367,8 +411,8 @@ def _columns(organization_id: str, names: Sequence[str], rows: Iterable[tuple[An
     return {"organization_id": (organization_id,) * len(found[names[0]]), **found} if found else {}
 
 
-def _decimal(value: Any) -> Decimal | None:
-    """A quantity without the column's trailing zeros, the same on every database."""
+def exact(value: Any) -> Decimal | None:
+    """A number without the column's trailing zeros, the same on every database."""
     if value is None:
         return None
     return Decimal(f"{Decimal(value).normalize():f}")

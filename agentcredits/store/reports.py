@@ -127,7 +127,7 @@ GROUPS: Final = {
     "user": "user_id",
 }
 
-_SUMS: Final = ("charges", "charged_micros", "refunded_micros", "uncollected_micros")
+_SUMS: Final = limit_records.ROLLUP_SUMS
 
 
 def get_usage(

@@ -28,7 +28,8 @@ from agentcredits.store.tables import (
 Kind = Literal["keys", "details", "reservations", "denials", "crossings"]
 Key = tuple[str, ...]
 
-#: Keys that may go. Those of grants and adjustments stay: they are few, and one may stand for a payment.
+#: Keys that may go. Those of grants (recurring ones too) and adjustments stay: they are few, and one may stand for a
+#: payment.
 PURGED_KINDS: Final = ("consume", "refund", "reserve")
 
 _OPEN: Final = [state.value for state in OPEN_STATES]

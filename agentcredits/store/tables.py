@@ -31,6 +31,7 @@ from sqlalchemy import (
 from agentcredits.store import columns
 from agentcredits.store.columns import COUNTED, ID, KEY, SCOPE, WORD, ExactNumeric, UtcDateTime, micros, one_of
 from agentcredits.store.media_tables import media_batches, media_breakers, media_jobs
+from agentcredits.store.recurring_tables import recurring_grants
 
 metadata: Final = columns.metadata
 
@@ -64,6 +65,10 @@ credit_accounts = Table(
     Column("status_reason", Text),
     Column("status_by", SCOPE),
     Column("status_at", UtcDateTime),
+    # Exactly when the next recurring grant comes, and whether any grant was ever restricted: what belongs to either is
+    # read only where it is needed.
+    Column("next_refill_at", UtcDateTime),
+    Column("has_restricted", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("organization_id"),
     CheckConstraint(
         "granted_micros >= 0 AND scheduled_micros >= 0 AND spent_micros >= 0 AND reserved_micros >= 0"
@@ -97,6 +102,14 @@ credit_grants = Table(
         "repaid_micros",
         CheckConstraint("repaid_micros >= 0 AND repaid_micros <= spent_micros", name="repaid"),
     ),
+    # The actions that may use it, as JSON: '["VideoAgent.*"]'; NULL: every action.
+    Column("only_for", Text),
+    # What one credit of it cost.
+    Column("unit_cost", ExactNumeric),
+    Column("currency", WORD),
+    Column("recurring_id", ID),
+    Column("period_start", UtcDateTime),
+    Column("rolled_from", ID),
     PrimaryKeyConstraint("organization_id", "id"),
     ForeignKeyConstraint(["organization_id"], ["credit_accounts.organization_id"]),
     CheckConstraint(one_of("status", "scheduled", "active", "expired", "voided"), name="status"),
@@ -121,6 +134,25 @@ Index(
     credit_grants.c.id,
     sqlite_where=credit_grants.c.repaid_micros > 0,
     postgresql_where=credit_grants.c.repaid_micros > 0,
+)
+
+#: Each period of a recurring grant is granted once, and the rest of a grant is carried over once.
+Index(
+    "uq_credit_grants_period",
+    credit_grants.c.organization_id,
+    credit_grants.c.recurring_id,
+    credit_grants.c.period_start,
+    unique=True,
+    sqlite_where=text("period_start IS NOT NULL"),
+    postgresql_where=text("period_start IS NOT NULL"),
+)
+Index(
+    "uq_credit_grants_rolled_from",
+    credit_grants.c.organization_id,
+    credit_grants.c.rolled_from,
+    unique=True,
+    sqlite_where=text("rolled_from IS NOT NULL"),
+    postgresql_where=text("rolled_from IS NOT NULL"),
 )
 
 credit_reservations = Table(
@@ -454,10 +486,16 @@ usage_rollups = Table(
     micros("charged_micros"),
     micros("refunded_micros"),
     micros("uncollected_micros"),
+    # Charged less refunded, by the category of the grants.
+    micros("paid_micros"),
+    micros("promotional_micros"),
+    micros("plan_micros"),
+    micros("adjustment_micros"),
     PrimaryKeyConstraint("organization_id", "day", "bucket"),
 )
 
 MEDIA_TABLES: Final = (media_breakers, media_batches, media_jobs)
+RECURRING_TABLES: Final = (recurring_grants,)
 
 #: Tables whose rows are never changed or deleted.
 APPEND_ONLY: Final = ("credit_transactions", "credit_transaction_allocations")

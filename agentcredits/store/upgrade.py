@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 #: Every revision, oldest first; spelled out so that a service can judge a database without importing Alembic.
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 
 #: The revision that this version needs: Alembic's head.
 EXPECTED_REVISION: Final = REVISIONS[-1]

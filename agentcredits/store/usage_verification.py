@@ -11,9 +11,8 @@ from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.rules import rollups
 from agentcredits.store.findings import Change, Finding
 from agentcredits.store.ledger_pages import stream
+from agentcredits.store.limit_records import ROLLUP_SUMS, rollup_sums
 from agentcredits.store.tables import usage_rollups
-
-_SUMS = ("charges", "charged_micros", "refunded_micros", "uncollected_micros")
 
 
 def check_days(
@@ -55,13 +54,13 @@ def check_days(
         key = {"organization_id": organization_id, "day": day, "bucket": bucket}
         should = _line(values, totals)
         change = Change(table, key, "charges", None, totals.charges, row={**key, **should})
-        if any(should[name] for name in _SUMS):
+        if any(should[name] for name in ROLLUP_SUMS):
             yield Finding("usage", _differ(day, values), (change,))
 
 
 def _line(values: tuple[str, ...], totals: rollups.Totals) -> dict[str, Any]:
     # A stored total stays at the top instead of running over.
-    sums = {name: min(getattr(totals, name), MAX_TOTAL_MICROS) for name in _SUMS}
+    sums = {name: min(value, MAX_TOTAL_MICROS) for name, value in rollup_sums(totals).items()}
     return {**dict(zip(rollups.GROUPED, values, strict=True)), **sums}
 
 

@@ -19,12 +19,14 @@ from agentcredits.amounts import from_micros
 from agentcredits.model import GrantStatus, VerifyProblem, VerifyProgress, VerifyReport
 from agentcredits.rules import burn_down
 from agentcredits.rules.entries import next_event
-from agentcredits.rules.recount import AccountRecount, Break, Entry, GrantSums, LimitRecount, Marks, UsageRecount
+from agentcredits.rules.recount import AccountRecount, Break, Entry, GrantSums, LimitRecount, Marks, Part, UsageRecount
 from agentcredits.rules.state import OPEN_STATES, GrantState, HoldState
 from agentcredits.store import limit_verification, loading, records, run_verification, tenancy, usage_verification
 from agentcredits.store.dialects import RowLike, dialect_of
 from agentcredits.store.findings import MAX_EXAMPLES, Change, Finding, Findings
 from agentcredits.store.ledger_pages import entries_after, parts_between, ranges, stream, within
+from agentcredits.store.recurring_tables import recurring_grants
+from agentcredits.store.recurring_verification import RecurringCheck
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
@@ -109,7 +111,7 @@ def _strays(connection: Connection, organization_id: str | None) -> list[VerifyP
     """Rows of organizations that have no account."""
     known = select(credit_accounts.c.organization_id)
     problems = []
-    for table in (credit_grants, credit_reservations, credit_transactions):
+    for table in (credit_grants, credit_reservations, credit_transactions, recurring_grants):
         statement = select(table.c.organization_id).where(table.c.organization_id.not_in(known)).distinct()
         if organization_id is not None:
             statement = statement.where(table.c.organization_id == organization_id)
@@ -193,13 +195,14 @@ class AccountVerification:
 
     def _read_page(self, connection: Connection, page: list[Entry], after: int) -> None:
         organization_id, ledger, limits = self.organization_id, self._ledger, self._limits
+        parts = parts_between(connection, organization_id, after, page[-1].seq)
         for row in page:
             before = ledger.last_seq
             broken = ledger.add(row)
             if broken is not None:
                 message = f"row {row.seq} does not follow from row {before}"
                 self._walked.add([Finding("chain", message, blocks=broken is not Break.BALANCE)])
-            closed = self._usage.add(row)
+            closed = self._usage.add(row, parts.get(row.seq, ()))
             if closed is not None:
                 self._walked.add(
                     usage_verification.check_days(connection, organization_id, self._usage_checked_to, *closed)
@@ -209,29 +212,21 @@ class AccountVerification:
                 limits.add(row)
         last = page[-1]
         self._marks.add(last.created_at, last.seq)
-        self._read_parts(connection, {row.seq: row for row in page}, after, last.seq)
+        self._add_parts(page, parts)
         if any(row.type == "refund" for row in page):
             self._walked.add(_check_refunds(connection, organization_id, after, last.seq))
 
-    def _read_parts(self, connection: Connection, page: dict[int, Entry], after: int, up_to: int) -> None:
-        sums = dict.fromkeys(page, 0)
-        transfers: dict[int, list[tuple[str | None, int]]] = {seq: [] for seq, row in page.items() if row.is_transfer}
-        for seq, position, grant_id, amount in parts_between(connection, self.organization_id, after, up_to):
-            self._ledger.add_part(page[seq], position, grant_id, amount)
-            if seq in transfers:
-                transfers[seq].append((grant_id, amount))
-            else:
-                sums[seq] += amount
-        self._walked.add(
-            Finding("allocations", f"the allocations of row {seq} do not add up to its amount")
-            for seq, amount in sums.items()
-            if amount != abs(page[seq].amount_micros)
-        )
-        self._walked.add(
-            Finding("debt", f"row {seq} does not move one amount between a grant and the debt")
-            for seq, parts in transfers.items()
-            if not _is_whole(parts)
-        )
+    def _add_parts(self, page: list[Entry], parts: dict[int, list[Part]]) -> None:
+        wrong: list[Finding] = []
+        for row in page:
+            mine = parts.get(row.seq, [])
+            for part in mine:
+                self._ledger.add_part(row, part)
+            if row.is_transfer and not _is_whole(mine):
+                wrong.append(Finding("debt", f"row {row.seq} does not move one amount between a grant and the debt"))
+            elif not row.is_transfer and sum(part.amount_micros for part in mine) != abs(row.amount_micros):
+                wrong.append(Finding("allocations", f"the allocations of row {row.seq} do not add up to its amount"))
+        self._walked.add(wrong)
 
     # -- the counters ----------------------------------------------------------------------------------------
 
@@ -248,12 +243,13 @@ class AccountVerification:
         limits = limit_verification.load_limits(connection, organization_id)
         holds = _Holds()
         found.add(_read_open_holds(connection, organization_id, limits, holds))
-        scheduled = _Scheduled(holds.next_due_at)
-        of_grants = list(
-            self._check_grants(connection, holds, scheduled, account["last_posted_at"], account["overdrawn_micros"])
-        )
+        recurring = RecurringCheck(connection, account)
+        moments = [at for at in (holds.next_due_at, recurring.next_at) if at is not None]
+        scheduled = _Scheduled(min(moments, default=None))
+        of_grants = list(self._check_grants(connection, account, holds, scheduled, recurring))
         found.add(self._check_account(account, holds, scheduled))
         found.add(of_grants)
+        found.add(recurring.findings())
         found.add(run_verification.check_runs(connection, organization_id))
         if self._limits is not None:
             found.add(
@@ -307,9 +303,14 @@ class AccountVerification:
         return Change(credit_accounts, {"organization_id": self.organization_id}, column, before, after)
 
     def _check_grants(
-        self, connection: Connection, holds: _Holds, scheduled: _Scheduled, as_of: datetime, debt: int
+        self,
+        connection: Connection,
+        account: RowLike,
+        holds: _Holds,
+        scheduled: _Scheduled,
+        recurring: RecurringCheck,
     ) -> Iterator[Finding]:
-        table = credit_grants
+        table, as_of, debt = credit_grants, account["last_posted_at"], account["overdrawn_micros"]
         strays = self._ledger.grants.keys() | holds.of_grants.keys()
         for row in stream(connection, select(table).where(table.c.organization_id == self.organization_id)):
             stored = records.read_grant(row._mapping)
@@ -325,8 +326,9 @@ class AccountVerification:
                 held_micros=holds.of_grants.get(stored.id, 0),
             )
             scheduled.add(expected)
+            recurring.add(expected)
             yield from self._check_grant(stored, expected, is_open=bool(row.is_open), as_of=as_of)
-            if debt > 0 and burn_down.usable([stored], as_of):
+            if debt > 0 and burn_down.usable_for([stored], as_of, None, None):
                 message = f"there is a debt of {from_micros(debt):f} and grant {stored.id} has credits left to pay it"
                 yield Finding("debt", message)
         for stray in sorted(strays):
@@ -352,9 +354,10 @@ class AccountVerification:
 _NOTHING: Final = GrantSums()
 
 
-def _is_whole(parts: list[tuple[str | None, int]]) -> bool:
+def _is_whole(parts: Sequence[Part]) -> bool:
     """Whether a transfer moves one amount between a grant and the debt."""
-    return len(parts) == 2 and parts[0][1] == parts[1][1] and [grant for grant, _ in parts].count(None) == 1
+    amounts = {part.amount_micros for part in parts}
+    return len(parts) == 2 and len(amounts) == 1 and sum(part.grant_id is None for part in parts) == 1
 
 
 @dataclass(slots=True)
@@ -474,6 +477,7 @@ _KEYED: Final = {
     "adjust": credit_transactions,
     "grant": credit_grants,
     "reserve": credit_reservations,
+    "recurring": recurring_grants,
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import create_engine, make_url
 
+from agentcredits.model import GrantCategory
 from agentcredits.rules.rollups import Totals
 from agentcredits.service import SyncCreditService
 from agentcredits.store import limit_records
@@ -133,13 +134,17 @@ def fill(url: str, charges: int) -> None:
     with engine.begin() as connection:
         for stretch in parts:
             rows = [
-                limit_records.rollup_values(
-                    ORGANIZATION, (day.isoformat(), found), Totals(charges=count, charged_micros=count * CREDIT)
-                )
+                limit_records.rollup_values(ORGANIZATION, (day.isoformat(), found), _totals(count))
                 for day, found, count in totals(stretch)
             ]
             connection.execute(usage_rollups.insert(), rows)
     engine.dispose()
+
+
+def _totals(charges: int) -> Totals:
+    """Of charges of one credit each, from the one paid grant."""
+    micros = charges * CREDIT
+    return Totals(charges=charges, charged_micros=micros, net_micros={GrantCategory.PAID: micros})
 
 
 def _fill_sqlite(url: str, parts: tuple[Stretch, ...], facts: dict[str, int]) -> None:

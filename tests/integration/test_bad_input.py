@@ -26,13 +26,14 @@ from agentcredits.errors import (
     LimitNotFoundError,
     MissingContextError,
     OverageRejectedError,
+    RecurringGrantNotFoundError,
     RefundExceedsChargeError,
     ReservationNotFoundError,
     RunNotFoundError,
     TransactionNotFoundError,
     UnpricedActionError,
 )
-from agentcredits.model import PlannedAction
+from agentcredits.model import PlannedAction, Rollover
 from agentcredits.rules.price_entries import PriceEntry
 from agentcredits.rules.price_rules import PriceRule
 from agentcredits.service import CreditService, SyncCreditService
@@ -83,10 +84,12 @@ KIND: dict[str, str] = {
     **dict.fromkeys(
         ("organization_id", "project_id", "department_id", "user_id", "run_id", "scope_id"), "organization"
     ),
-    **dict.fromkeys(("effective_at", "expires_at", "valid_from", "valid_until", "since", "until"), "when"),
+    **dict.fromkeys(
+        ("effective_at", "expires_at", "anchor", "ends_at", "valid_from", "valid_until", "since", "until"), "when"
+    ),
     **dict.fromkeys(("metadata", "dimensions"), "json"),
-    **dict.fromkeys(("overage", "category", "type", "scope", "unit", "mode", "bucket"), "choice"),
-    **dict.fromkeys(("reservation", "transaction", "grant"), "record id"),
+    **dict.fromkeys(("overage", "category", "type", "scope", "unit", "mode", "bucket", "every"), "choice"),
+    **dict.fromkeys(("reservation", "transaction", "grant", "recurring"), "record id"),
     "idempotency_key": "text",
     "ttl": "ttl",
     "limit": "page size",
@@ -127,6 +130,8 @@ class Ids:
     foreign_grant: str
     limit: str
     foreign_limit: str
+    recurring: str
+    foreign_recurring: str
 
 
 UNKNOWN_ACCOUNT: Wrong = ("unknown organization", {"organization_id": "nobody"}, AccountNotFoundError)
@@ -275,6 +280,57 @@ def hold_entries(ids: Ids) -> list[Entry]:
     ]
 
 
+COST_AND_NAMES_WRONG: tuple[Wrong, ...] = (
+    *((f"only_for {value!r:.30}", {"only_for": value}, InvalidInputError) for value in ("A", 5, [], [5], [NUL], ["*"])),
+    ("a cost without a currency", {"unit_cost": 1}, InvalidInputError),
+    ("a currency without a cost", {"currency": "USD"}, InvalidInputError),
+    *((f"currency {value!r:.30}", {"unit_cost": 1, "currency": value}, InvalidInputError) for value in BAD["text"]),
+    *(
+        (f"unit_cost {value!r:.30}", {"unit_cost": value, "currency": "USD"}, InvalidAmountError)
+        for value in NUMBERS
+        if value is not None
+    ),
+)
+
+
+def recurring_entries(ids: Ids) -> list[Entry]:
+    acme, first = {"organization_id": ACME}, ("organization_id",)
+    lasting: list[Wrong] = [
+        (f"expires_after {value!r:.30}", {"expires_after": value}, InvalidInputError) for value in BAD["ttl"]
+    ]
+    return [
+        Entry(
+            "create_recurring_grant",
+            {**acme, "amount": 1},
+            "organization_id amount every anchor ends_at category priority source idempotency_key",
+            (*first, "amount"),
+            [
+                *((f"tz {value!r:.30}", {"tz": value}, InvalidInputError) for value in ("", "Nowhere", 5, NUL)),
+                *lasting,
+                ("no rollover", {"rollover": 5}, InvalidInputError),
+                ("less than nothing carried over", {"rollover": Rollover(minimum=-1)}, InvalidAmountError),
+                ("carried over for no time", {"rollover": Rollover(expires_after=timedelta(0))}, InvalidInputError),
+                ("carried over for ever", {"expires_after": None, "rollover": Rollover()}, InvalidInputError),
+                ("over already", {"ends_at": START}, InvalidInputError),
+                *COST_AND_NAMES_WRONG,
+                key_reused("recurring"),
+            ],
+        ),
+        Entry(
+            "cancel_recurring_grant",
+            {"recurring": ids.recurring, **acme},
+            "recurring organization_id",
+            ("recurring",),
+            [
+                ("unknown recurring grant", {"recurring": UNKNOWN_ID}, RecurringGrantNotFoundError),
+                ("foreign recurring grant", {"recurring": ids.foreign_recurring}, RecurringGrantNotFoundError),
+                NO_ORGANIZATION,
+            ],
+        ),
+        Entry("list_recurring_grants", acme, "organization_id", first, [UNKNOWN_ACCOUNT]),
+    ]
+
+
 def grant_entries(ids: Ids) -> list[Entry]:
     acme = {"organization_id": ACME}
     return [
@@ -287,13 +343,15 @@ def grant_entries(ids: Ids) -> list[Entry]:
                 ("ends before it starts", {"effective_at": LATER, "expires_at": EARLIER}, InvalidInputError),
                 ("ends as it starts", {"effective_at": START, "expires_at": START}, InvalidInputError),
                 ("over already", {"expires_at": START - timedelta(seconds=1)}, InvalidInputError),
+                *COST_AND_NAMES_WRONG,
                 key_reused("grant"),
             ],
         ),
+        *recurring_entries(ids),
         Entry(
             "void_grant",
             {"grant": ids.grant, **acme},
-            "grant organization_id",
+            "grant organization_id mode",
             ("grant",),
             [
                 ("unknown grant", {"grant": UNKNOWN_ID}, GrantNotFoundError),
@@ -548,7 +606,8 @@ def prepare(service: SyncCreditService) -> Ids:
         purchase = list(service.list_transactions(name))[-1].id
         limit = service.set_limit(name, amount=1_000_000, window="lifetime")
         made |= {f"{prefix}grant": grant.id, f"{prefix}charge": charge.id, f"{prefix}hold": hold.id}
-        made[f"{prefix}limit"] = limit.id
+        recurring = service.create_recurring_grant(name, 2, idempotency_key="recurring")
+        made |= {f"{prefix}limit": limit.id, f"{prefix}recurring": recurring.id}
         if not prefix:
             made["purchase"] = purchase
     return Ids(**made)

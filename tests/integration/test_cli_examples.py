@@ -68,6 +68,7 @@ def test_every_example_works(
         grant = service.grant_credits("acme", 100)
         service.consume_credits(organization_id="acme", amount=10)
         hold = service.reserve_credits(organization_id="acme", amount=5)
+        recurring = service.create_recurring_grant("acme", 10)
         service.set_limit("acme", amount=50, window="day", scope="department", scope_id="sales")
         service.open_run("acme", "nightly-report", max_credits=20)
     (tmp_path / "grants.csv").write_text("organization_id,amount\nacme,5\n")
@@ -81,6 +82,7 @@ def test_every_example_works(
     (line,) = re.findall(r"^Example: agentcredits (.+)$", inspect.cleandoc(COMMANDS[command].help), re.MULTILINE)
     named = line.replace("0199d9a0-0000-7000-8000-000000000001", grant.id)
     named = named.replace("0199d9a0-0000-7000-8000-000000000002", batch or hold.id)
+    named = named.replace("0199d9a0-0000-7000-8000-000000000003", recurring.id)
     assert main(shlex.split(named.partition(" > ")[0])) == 0
     streams = capsys.readouterr()
     assert streams.out

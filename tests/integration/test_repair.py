@@ -65,6 +65,8 @@ def books(database_url: str, clock: FakeClock) -> Iterator[SyncCreditService]:
         for place in (ACME, GLOBEX):
             service.grant_credits(place, 100)
             service.grant_credits(place, 7, category="promotional", expires_at=clock.now() + timedelta(days=1))
+            service.grant_credits(place, 1, category="plan", only_for=["B"])
+            service.create_recurring_grant(place, 1, anchor=clock.now() + timedelta(days=9))
             service.set_limit(place, amount=90, window="month")
             service.set_limit(place, scope="user", amount=50, window="day")
             service.set_limit(place, scope="user", amount=50, unit="count", window="lifetime")
@@ -93,6 +95,9 @@ BROKEN = {
     "limit": "UPDATE credit_limit_usage SET spent = spent + 7, held = held + 1",
     "limit lost": "DELETE FROM credit_limit_usage",
     "usage": "UPDATE usage_rollups SET charges = charges + 1, charged_micros = 5, uncollected_micros = 4",
+    "usage by category": "UPDATE usage_rollups SET paid_micros = 1, promotional_micros = -5, plan_micros = 7",
+    "refill": "UPDATE credit_accounts SET next_refill_at = NULL",
+    "restricted": "UPDATE credit_accounts SET has_restricted = (1 = 0)",
     "usage lost": "DELETE FROM usage_rollups",
     "usage of a day without rows": "UPDATE usage_rollups SET day = '2020-01-01'"
     " WHERE day = (SELECT MAX(day) FROM usage_rollups)",

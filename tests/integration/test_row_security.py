@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from tests.integration.cli_calls import caller
 pytestmark = pytest.mark.postgres
 
 ACME, GLOBEX = "acme", "globex"
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -62,6 +63,8 @@ def use(service: SyncCreditService, place: str) -> None:
         hold.commit(4)
     service.reserve_credits(organization_id=place, amount=5).release()
     service.reserve_credits(organization_id=place, amount=7, ttl=timedelta(minutes=1))
+    service.open_run(place, "r1", max_credits=10)
+    service.create_recurring_grant(place, 10, anchor=LATER, idempotency_key="plan")
 
 
 def test_the_role_is_bound(engine: Engine, admin: Engine) -> None:

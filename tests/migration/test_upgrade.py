@@ -447,7 +447,8 @@ def test_usage_is_filled_from_the_ledger_that_is_there(empty_engine: Engine) -> 
     clock = FakeClock(START)
     with SyncCreditService(empty_engine, clock=clock) as service:
         service.grant_credits("acme", 1_000)
-        service.grant_credits("ünïcode:3", 1_000)
+        service.grant_credits("acme", 3, category="promotional")
+        service.grant_credits("ünïcode:3", 1_000, category="plan")
         for day in range(3):
             for user in (None, "ann", "b:b"):
                 for organization in ("acme", "ünïcode:3"):

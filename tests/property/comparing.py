@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentcredits.model import CreditGrant, ReservationRecord, Transaction
-from tests.property.reference import Grant, Hold, Row
+from agentcredits.model import CreditGrant, RecurringGrant, ReservationRecord, Transaction
+from tests.property.reference import Grant, Hold, Recurring, Row
 
 
 def same(what: Any, actual: Any, expected: Any) -> None:
@@ -64,8 +64,25 @@ def compare_grant(expected: Grant, actual: CreditGrant) -> None:
         "category": (actual.category.value, expected.category),
         "effective_at": (actual.effective_at, expected.effective_at),
         "expires_at": (actual.expires_at, expected.expires_at),
+        "created_at": (actual.created_at, expected.created_at),
+        "period_start": (actual.period_start, expected.period_start),
+        "only_for": (actual.only_for, tuple(f"{name}.*" if "." not in name else name for name in expected.only_for)),
+        "recurring": (actual.recurring_id, None if expected.recurring is None else expected.recurring.id),
+        "rolled from": (actual.rolled_from, None if expected.rolled_from is None else expected.rolled_from.id),
     }
     compare_facts("grant", facts)
+
+
+def compare_recurring(expected: Recurring, actual: RecurringGrant) -> None:
+    """A recurring grant's state and next time equal the model's."""
+    compare_facts(
+        "recurring grant",
+        {
+            "status": (actual.status.value, expected.status),
+            "next_at": (actual.next_at, expected.next_at if expected.status == "active" else None),
+            "amount": (actual.amount_micros, expected.amount),
+        },
+    )
 
 
 def compare_hold(expected: Hold, actual: ReservationRecord) -> None:

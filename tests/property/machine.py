@@ -14,12 +14,12 @@ from agentcredits.amounts import from_micros
 from agentcredits.context import RequestContext, use_context
 from agentcredits.errors import CreditsError
 from agentcredits.model import Account as AccountRecord
-from agentcredits.model import Transaction
+from agentcredits.model import Rollover, Transaction
 from agentcredits.reservation import SyncReservation
 from agentcredits.service import SyncCreditService
 from agentcredits.testing import FakeClock
-from tests.property.comparing import compare_grant, compare_hold, compare_row, same
-from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Limit, Refused, Row
+from tests.property.comparing import compare_grant, compare_hold, compare_recurring, compare_row, same
+from tests.property.reference import Account, Answer, Grant, Hold, Ledger, Limit, Recurring, Refused, Row
 from tests.property.steps import CREDIT, grant_micros, oddities, times, works
 
 DAY = timedelta(days=1)
@@ -48,15 +48,42 @@ def change_one(name: str, value: Any) -> Any:
         "cap": "reject",
         "reject": "overdraft",
         "overdraft": "cap",
+        "day": "week",
+        "week": "month",
+        "month": "day",
     }
     return swaps.get(value, "changed")
 
 
+def rollover_of(terms: tuple[int | None, int, Any] | None) -> Rollover | None:
+    """The public form of the model's terms."""
+    if terms is None:
+        return None
+    most, least, lasting = terms
+    return Rollover(None if most is None else from_micros(most), from_micros(least), lasting)
+
+
+def activity_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The public arguments for the scopes and the action of a call, which are taken out of it."""
+    scopes, action = arguments.pop("scopes", None), arguments.pop("action", None)
+    found = {} if scopes is None else dict(zip(("project_id", "department_id", "user_id"), scopes, strict=True))
+    return found if action is None else found | {"agent_type": "Maker", "action": action}
+
+
 NEEDS_A_HOLD = ("commit", "release", "extend", "await_verdict", "settle_by_handle")
 
-OF_ACCOUNTS = ("adjust_credits", "create_account", "grant_credits", "open_run", "set_overdraft", "set_status", "sweep")
+OF_ACCOUNTS = (
+    "adjust_credits",
+    "create_account",
+    "create_recurring_grant",
+    "grant_credits",
+    "open_run",
+    "set_overdraft",
+    "set_status",
+    "sweep",
+)
 
-IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id", "run_id")
+IDS = ("reservation_id", "transaction_id", "grant_id", "limit_id", "run_id", "recurring_id")
 
 #: The fields that make another payload of a keyed call; everything else may differ between two honest tries.
 PAYLOAD = {
@@ -65,6 +92,7 @@ PAYLOAD = {
     "reserve_credits": ("amount", "scopes"),
     "refund_credits": ("amount",),
     "adjust_credits": ("amount",),
+    "create_recurring_grant": ("amount", "every", "anchor", "ends_at", "category"),
 }
 
 
@@ -129,8 +157,9 @@ class LedgerMachine(RuleBasedStateMachine):
         organization_id = arguments.pop("organization_id")
         if (amount := arguments.pop("amount", None)) is not None:
             arguments["amount"] = from_micros(amount)
-        if (scopes := arguments.pop("scopes", None)) is not None:
-            arguments |= dict(zip(("project_id", "department_id", "user_id"), scopes, strict=True))
+        arguments |= activity_of(arguments)
+        if name == "create_recurring_grant":
+            arguments["rollover"] = rollover_of(arguments["rollover"])
         if name in OF_ACCOUNTS:
             return self.perform_for_account(name, organization_id, arguments)
         if name == "set_limit":
@@ -173,6 +202,9 @@ class LedgerMachine(RuleBasedStateMachine):
             same("id of a repeated answer", actual.id, record.id)
         else:
             record.id = actual.id
+        if isinstance(record, Recurring):
+            for grant in record.grants:
+                grant.name()
         if isinstance(record, Row) and record.grant is not None and not record.grant.id:
             # An adjustment answers its row; its grant is named there.
             record.grant.id = actual.grant_id
@@ -188,6 +220,8 @@ class LedgerMachine(RuleBasedStateMachine):
             compare_hold(record, actual)
         elif isinstance(record, Row):
             compare_row(record, actual)
+        elif isinstance(record, Recurring):
+            compare_recurring(record, actual)
         if isinstance(actual, AccountRecord) or (record is not None and not isinstance(record, Limit)):
             same("replayed", actual.replayed, expected.replayed)
 
@@ -197,7 +231,8 @@ class LedgerMachine(RuleBasedStateMachine):
             account = self.model.accounts.get(organization_id)
             if account is None:
                 continue
-            view = self.model.view(organization_id).terms()
+            seen = self.model.view(organization_id)
+            view = seen.terms() | {"restricted": seen.restricted()}
             balance = self.service.get_balance(organization_id)
             same("balance", {name: balance[f"{name}_micros"] for name in view}, view)
             if touched != organization_id:
@@ -307,6 +342,10 @@ class LedgerMachine(RuleBasedStateMachine):
             same("grants", set(grants), {grant.id for grant in account.grants})
             for model_grant in account.grants:
                 compare_grant(model_grant, grants[model_grant.id])
+            recurring = {one.id: one for one in self.service.list_recurring_grants(organization_id)}
+            same("recurring grants", set(recurring), {one.id for one in account.recurring})
+            for one in account.recurring:
+                compare_recurring(one, recurring[one.id])
             for hold in account.holds:
                 compare_hold(hold, self.service.get_reservation(hold.id, organization_id=organization_id))
 
@@ -377,6 +416,7 @@ class LedgerMachine(RuleBasedStateMachine):
         priority: int,
         start: timedelta | None,
         end: timedelta | None,
+        only_for: tuple[str, ...] | None = None,
     ) -> None:
         now = self.clock.now()
         effective_at = None if start is None else now + start
@@ -391,14 +431,53 @@ class LedgerMachine(RuleBasedStateMachine):
                     "effective_at": effective_at,
                     "expires_at": None if end is None else max(now, effective_at or now) + end,
                     "source": "test",
+                    "only_for": only_for,
                     "idempotency_key": self.new_key(),
                 },
             )
         )
 
-    def void(self, number: int) -> None:
+    def recur(
+        self,
+        organization: int,
+        amount: int,
+        every: str,
+        anchor: timedelta | None,
+        length: timedelta | None,
+        category: str,
+        priority: int,
+        lasting: tuple[Any, Any],
+        only_for: tuple[str, ...] | None,
+    ) -> None:
+        now = self.clock.now()
+        begin = None if anchor is None else now + anchor
+        expires_after, rollover = lasting
+        self.apply(
+            (
+                "create_recurring_grant",
+                {
+                    "organization_id": self.organizations[organization],
+                    "amount": amount,
+                    "every": every,
+                    "anchor": begin,
+                    "ends_at": None if length is None else max(now, begin or now) + length,
+                    "category": category,
+                    "priority": priority,
+                    "expires_after": expires_after,
+                    "rollover": rollover,
+                    "only_for": only_for,
+                    "idempotency_key": self.new_key(),
+                },
+            )
+        )
+
+    def cancel(self, number: int) -> None:
+        organization_id, recurring_id = self.pick(lambda account: account.recurring, number)
+        self.apply(("cancel_recurring_grant", {"organization_id": organization_id, "recurring_id": recurring_id}))
+
+    def void(self, number: int, mode: str) -> None:
         organization_id, grant_id = self.pick(lambda account: account.grants, number)
-        self.apply(("void_grant", {"organization_id": organization_id, "grant_id": grant_id}))
+        self.apply(("void_grant", {"organization_id": organization_id, "grant_id": grant_id, "mode": mode}))
 
     def consume(
         self,
@@ -407,6 +486,7 @@ class LedgerMachine(RuleBasedStateMachine):
         overage: str,
         scopes: tuple[Any, ...],
         run: tuple[str | None, int | None] = (None, None),
+        action: str | None = None,
     ) -> None:
         self.apply(
             (
@@ -418,6 +498,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     "scopes": scopes,
                     "run": run[0],
                     "run_cap": run[1],
+                    "action": action,
                     "idempotency_key": self.new_key(),
                 },
             )
@@ -430,6 +511,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ttl: timedelta,
         scopes: tuple[Any, ...],
         run: tuple[str | None, int | None] = (None, None),
+        action: str | None = None,
     ) -> None:
         self.apply(
             (
@@ -441,6 +523,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     "scopes": scopes,
                     "run": run[0],
                     "run_cap": run[1],
+                    "action": action,
                     "idempotency_key": self.new_key(),
                 },
             )
@@ -623,12 +706,21 @@ class LedgerMachine(RuleBasedStateMachine):
             arguments |= {"amount": None, "overage": "reject"}
         if name == "release_reservation":
             arguments["force"] = False
+        if name == "void_grant":
+            arguments["mode"] = "remaining"
         self.apply((name, arguments), remember=False)
 
     def use_an_unknown_organization(self, number: int) -> None:
         """An organization that never had an account has nothing: no balance, and no record of any id."""
         name, arguments = self.calls[-1 - number % len(self.calls)]
-        if name in ("grant_credits", "create_account", "sweep", "set_limit", "adjust_credits"):
+        if name in (
+            "grant_credits",
+            "create_account",
+            "sweep",
+            "set_limit",
+            "adjust_credits",
+            "create_recurring_grant",
+        ):
             return
         with pytest.raises(CreditsError) as caught:
             self.perform(name, arguments | {"organization_id": "nobody"})
@@ -646,6 +738,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def jump_back(self, seconds: float) -> None:
         """A clock that jumps back does not take an account's history with it: its now is at least its newest row."""
         for organization in range(len(self.organizations)):
+            # A closed one would refuse the row.
+            self.thaw(organization)
             self.grant(organization, 1, "paid", 50, None, None)
         self.clock.advance(timedelta(seconds=-seconds))
 

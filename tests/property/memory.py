@@ -14,16 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from agentcredits.clock import Clock
-from agentcredits.model import LimitUnit
-from agentcredits.rules import limits
+from agentcredits.model import Balance, LimitUnit
+from agentcredits.rules import burn_down, limits, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.posting import Outcome, decide
-from agentcredits.rules.state import AccountState, Ledger, Row
-from agentcredits.runner.steps import Post, Settle
+from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger, Row
+from agentcredits.runner.steps import Post, Read, Settle
 from agentcredits.service import SyncCreditService
-from agentcredits.store import records
+from agentcredits.store import records, recurring_records, run_records
+from agentcredits.store.retention import PURGED_KINDS
 
 CREDIT = 1_000_000
 
@@ -42,6 +43,9 @@ class MemoryService(SyncCreditService):
         self._core._perform = self._perform  # type: ignore[method-assign]  # the door to the database
 
     def _perform(self, effect: Any) -> Any:
+        if isinstance(effect, Read):
+            # What an answer is read from after the write; the model is compared with the reads below.
+            return None
         assert isinstance(effect, Post | Settle), effect
         return self._post(effect.operation)
 
@@ -52,6 +56,7 @@ class MemoryService(SyncCreditService):
         if opens:
             ledger.account = AccountState(operation.organization_id, now, now)
         book_due(ledger, now)
+        runs.book_due(ledger, now)
         outcome = decide(ledger, operation, now)
         if opens and outcome.error is not None:
             ledger.account = None
@@ -65,18 +70,39 @@ class MemoryService(SyncCreditService):
     def _seen(self, organization_id: str) -> Ledger:
         """The account as it is now; what is due is booked in a copy."""
         ledger = self.ledgers[organization_id]
-        if ledger.account is not None and is_due(ledger.account, self._now(ledger)):
+        if ledger.account is not None and (ledger.runs or is_due(ledger.account, self._now(ledger))):
             ledger = copy.deepcopy(ledger)
             book_due(ledger, self._now(ledger))
+            runs.book_due(ledger, self._now(ledger))
         return ledger
 
     # -- reads -------------------------------------------------------------------------------------------------
 
     def get_balance(self, organization_id: Any) -> Any:
+        ledger = self._seen(organization_id)
+        account = ledger.account
+        assert account is not None
+        names = ("granted", "scheduled", "spent", "reserved", "expired", "voided")
+        usable = burn_down.usable(ledger.grants.values(), self._now(ledger))
+        return Balance(
+            organization_id,
+            **{f"{name}_micros": getattr(account, f"{name}_micros") for name in names},
+            as_of=self._now(ledger),
+            restricted_micros=sum(grant.remaining_micros for grant in usable if grant.only_for),
+        )
+
+    def get_account(self, organization_id: Any) -> Any:
         account = self._seen(organization_id).account
         assert account is not None
-        names = ("granted", "scheduled", "spent", "reserved", "expired", "voided", "available")
-        return {f"{name}_micros": getattr(account, f"{name}_micros") for name in names}
+        return records.public_account(account)
+
+    def list_recurring_grants(self, organization_id: Any) -> Any:
+        found = self._seen(organization_id).recurring.values()
+        return [recurring_records.public_recurring(organization_id, one) for one in found]
+
+    def list_runs(self, organization_id: Any, **_: Any) -> Any:
+        ledger = self._seen(organization_id)
+        return [run_records.public_run(ledger, run) for run in ledger.runs.values()]
 
     def list_transactions(self, organization_id: Any, **_: Any) -> Any:
         ledger = self.ledgers[organization_id]
@@ -119,6 +145,20 @@ class MemoryService(SyncCreditService):
     def sweep(self, organization_id: Any = None) -> Any:
         return self._core.run(self._core._post(ops.Expire(organization_id=organization_id)))
 
+    def purge(self, organization_id: Any = None, *, older_than: Any = None, **_: Any) -> Any:
+        ledger = self.ledgers[organization_id]
+        before = self._clock.now() - older_than
+        old = [
+            place
+            for place, key in ledger.keys.items()
+            if key.kind in PURGED_KINDS
+            and key.created_at < before
+            and not (key.kind == "reserve" and ledger.holds[key.result_id].state in OPEN_STATES)
+        ]
+        for place in old:
+            del ledger.keys[place]
+        return SimpleNamespace(keys=len(old))
+
     def verify(self, organization_id: Any = None, **_: Any) -> Any:
         """The sums that verify makes in a database, of what the rules keep."""
         ledger = self._seen(organization_id)
@@ -133,8 +173,8 @@ class MemoryService(SyncCreditService):
             "granted_micros": lambda grant: grant.amount_micros,
         }
         for name, of in sums.items():
-            lent = account.overdrawn_micros if name == "spent_micros" else 0
-            if getattr(account, name) != lent + sum(of(grant) for grant in grants):
+            debt = account.overdrawn_micros if name == "spent_micros" else 0
+            if getattr(account, name) != sum(of(grant) for grant in grants) + debt:
                 problems.append(f"{name} is {getattr(account, name)}")
         if account.ledger_balance_micros != sum(row.amount_micros for row in ledger.changes.rows):
             problems.append("rows do not add up")

@@ -4,7 +4,7 @@ It shares nothing with ``agentcredits.rules``: no imports, no tables, no counter
 grants and holds each time, and everything due is looked for by scanning. What it knows:
 
 * a grant is usable when effective_at <= now < expires_at and it is not voided; burn-down order is priority,
-  expires_at (never-ending last), category, effective_at, created_at, id;
+  rollovers first, expires_at (never-ending last), restricted first, category, effective_at, created_at, id;
 * what is due is booked in the order of time (holds before grants at one instant) before anything is decided, and
   stays booked when the call is refused;
 * a hold remembers what it took from each grant: a commit uses that in burn-down order, the rest goes back newest
@@ -21,6 +21,9 @@ grants and holds each time, and everything due is looked for by scanning. What i
 * a run used what was charged in it after it had a row, what its open holds hold, and what the runs inside claim: an
   open one at least its cap, an ended one what it used; it ends with the one around it, or when nothing happened in it
   for its time-to-live;
+* a recurring grant grants each period once, at its start, after the grants that end then; the rest of the period
+  before is carried over, as far as its terms go, into a grant that burns before the others of its priority;
+* a restricted grant is usable for its actions only, and pays no debt; closing an account cancels what comes again;
 * a key belongs to (account, kind of call); the same payload is answered again, another one is a mismatch; the key
   of a released or expired hold may be used for a new hold.
 """
@@ -29,6 +32,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +69,10 @@ class Grant:
     expired: int = 0
     voided: int = 0
     repaid: int = 0
+    only_for: tuple[str, ...] = ()
+    recurring: Recurring | None = None
+    period_start: datetime | None = None
+    rolled_from: Grant | None = None
     id: str = ""
 
     @property
@@ -74,7 +83,81 @@ class Grant:
         never = self.expires_at is None
         end = 0.0 if self.expires_at is None else self.expires_at.timestamp()
         category = CATEGORY_ORDER.index(self.category)
-        return (self.priority, never, end, category, self.effective_at, self.created_at, self.id)
+        rolled, restricted = self.rolled_from is not None, bool(self.only_for)
+        first = (self.priority, not rolled, never, end, not restricted, category)
+        return (*first, self.effective_at, self.created_at, self.id)
+
+    def allows(self, action: str | None) -> bool:
+        """Every action of the tests is Maker's."""
+        return not self.only_for or (
+            action is not None and bool({"Maker", f"Maker.{action}", f"*.{action}"} & {*self.only_for})
+        )
+
+    def name(self) -> None:
+        """What time makes has an id that follows from what it is made of."""
+        if not self.id and self.rolled_from is not None:
+            self.id = derived(self.rolled_from.id, "rollover")
+        elif not self.id and self.recurring is not None and self.period_start is not None and self.recurring.id:
+            self.id = derived(self.recurring.id, self.period_start.isoformat())
+
+
+def derived(*parts: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, "\n".join(parts)))
+
+
+Lasting = timedelta | str | None
+"""A time, "period", or for ever."""
+
+
+@dataclass(eq=False)
+class Recurring:
+    """A grant that comes again; ``rollover`` is (maximum or None, minimum, how long it lasts)."""
+
+    amount: int
+    category: str
+    priority: int
+    every: str
+    anchor: datetime
+    next_at: datetime
+    ends_at: datetime | None
+    expires_after: Lasting
+    rollover: tuple[int | None, int, Lasting] | None
+    only_for: tuple[str, ...]
+    grants: list[Grant] = field(default_factory=list)
+    status: str = "active"
+    id: str = ""
+
+    def starts(self) -> Iterator[datetime]:
+        """Of every period from one before the anchor's on, in UTC."""
+        if self.every == "month":
+            for number in itertools.count(self.anchor.year * 12 + self.anchor.month - 2):
+                year, month = divmod(number, 12)
+                day = min(self.anchor.day, 29 if month == 1 and year % 4 == 0 else DAYS[month])
+                yield self.anchor.replace(year=year, month=month + 1, day=day)
+        first = self.anchor.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=7)
+        step = timedelta(days=1 if self.every == "day" else 7)
+        while self.every == "week" and first.weekday() != 0:
+            first += timedelta(days=1)
+        for number in itertools.count():
+            yield first + number * step
+
+    def period(self, at: datetime) -> tuple[datetime, datetime]:
+        start = next(self.starts())
+        for end in self.starts():
+            if end > at:
+                return start, end
+            start = end
+        raise AssertionError("periods never end")
+
+
+#: Of each month.
+DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+def end_of(lasting: Lasting, start: datetime, period_end: datetime) -> datetime | None:
+    if isinstance(lasting, timedelta):
+        return start + lasting
+    return period_end if lasting == "period" else None
 
 
 Takes = list[tuple[Grant, int]]
@@ -185,6 +268,7 @@ class Hold:
     run: str | None = None
     #: The run whose pool counts it.
     pool: Run | None = None
+    action: str | None = None
     id: str = ""
 
     @property
@@ -210,6 +294,7 @@ class Account:
 
     def __init__(self, now: datetime) -> None:
         self.grants: list[Grant] = []
+        self.recurring: list[Recurring] = []
         self.holds: list[Hold] = []
         self.rows: list[Row] = []
         self.limits: list[Limit] = []
@@ -242,6 +327,14 @@ class Account:
         """What can be taken now, in burn-down order."""
         active = [grant for grant in self.grants if grant.status == "active" and grant.remaining > 0]
         return [(grant, grant.remaining) for grant in sorted(active, key=Grant.burn_key)]
+
+    def usable_for(self, action: str | None) -> Takes:
+        """What an action can take now."""
+        return [(grant, room) for grant, room in self.usable() if grant.allows(action)]
+
+    def restricted(self) -> int:
+        """The part of it that is kept for certain actions."""
+        return sum(room for grant, room in self.usable() if grant.only_for)
 
     # -- limits --------------------------------------------------------------------------------------------------
 
@@ -423,6 +516,9 @@ class Account:
         for run in self.runs.values():
             if (end := self.run_ends(run)) is not None:
                 yield end
+        for one in self.recurring:
+            if one.status == "active":
+                yield one.next_at
 
     # -- booking -------------------------------------------------------------------------------------------------
 
@@ -447,8 +543,8 @@ class Account:
             self.breakage(grant, amount, hold)
 
     def repay(self, at: datetime) -> None:
-        """What is usable at a moment pays the debt."""
-        for grant, room in self.usable():
+        """What is usable at a moment pays the debt; what is kept for certain actions does not."""
+        for grant, room in self.usable_for(None):
             part = min(room, self.debt)
             if part and (grant.expires_at is None or at < grant.expires_at):
                 self.move(grant, part)
@@ -475,16 +571,65 @@ class Account:
             for run in list(self.runs.values()):
                 if self.run_ends(run) == instant:
                     self.end_run(run, instant)
-            for grant in self.grants:
-                if grant.status == "scheduled" and grant.effective_at == instant:
-                    grant.status = "active"
-                    self.repay(instant)
-            for grant in self.grants:
-                if grant.status == "active" and grant.expires_at == instant:
-                    grant.status = "expired"
-                    if grant.remaining:
-                        self.breakage(grant, grant.remaining)
+            self.grants_at(instant)
         return now
+
+    def grants_at(self, instant: datetime) -> None:
+        """Those that start, then those that end, then those that come again."""
+        for grant in self.grants:
+            if grant.status == "scheduled" and grant.effective_at == instant:
+                grant.status = "active"
+                self.repay(instant)
+        for grant in sorted(self.grants, key=lambda grant: grant.id):
+            if grant.status == "active" and grant.expires_at == instant:
+                self.carry_over(grant, instant)
+                grant.status = "expired"
+                if grant.remaining:
+                    self.breakage(grant, grant.remaining)
+                self.repay(instant)
+        for one in sorted(self.recurring, key=lambda one: one.id):
+            if one.status == "active" and one.next_at == instant:
+                self.refill(one, instant)
+                self.repay(instant)
+
+    def refill(self, one: Recurring, at: datetime) -> None:
+        start, end = one.period(at)
+        one.next_at = end
+        if one.ends_at is not None and end >= one.ends_at:
+            one.status = "ended"
+        expires_at = end_of(one.expires_after, at, end)
+        grant = Grant(one.amount, one.category, one.priority, at, expires_at, at, only_for=one.only_for)
+        grant.recurring, grant.period_start = one, start
+        grant.name()
+        one.grants.append(grant)
+        self.grants.append(grant)
+        self.add_row({"paid": "purchase", "adjustment": "adjust"}.get(one.category, "credit"), one.amount, grant=grant)
+
+    def carry_over(self, grant: Grant, at: datetime) -> None:
+        """What a period's grant has left goes on, as far as the terms allow, if another period follows."""
+        one = grant.recurring
+        if one is None or one.rollover is None or grant.rolled_from or one.status != "active" or one.next_at != at:
+            return
+        maximum, minimum, lasting = one.rollover
+        earlier = sum(
+            other.remaining + other.held
+            for other in self.grants
+            if other.rolled_from is not None
+            and other.recurring is one
+            and other.status == "active"
+            and (other.expires_at is None or other.expires_at > at)
+        )
+        carried = grant.remaining if maximum is None else min(grant.remaining, maximum - earlier)
+        if grant.remaining < minimum or carried <= 0:
+            return
+        grant.voided += carried
+        self.add_row("adjust", -carried, grant=grant)
+        expires_at = end_of(lasting, at, one.period(at)[1])
+        made = Grant(carried, grant.category, grant.priority, at, expires_at, at, only_for=grant.only_for)
+        made.recurring, made.rolled_from = one, grant
+        made.name()
+        self.grants.append(made)
+        self.add_row("adjust", carried, grant=made)
 
 
 def take(takes: Takes, amount: int) -> Takes:
@@ -567,11 +712,12 @@ class Ledger:
         effective_at: datetime | None,
         expires_at: datetime | None,
         source: str | None,
+        only_for: tuple[str, ...] | None,
         idempotency_key: str,
     ) -> Answer:
         self.create_account(organization_id)
         account, now = self._open(organization_id)
-        payload = (amount, category, priority, effective_at, expires_at, source)
+        payload = (amount, category, priority, effective_at, expires_at, source, only_for)
         if (replay := self._replay(account, "grant", idempotency_key, payload)) is not None:
             return replay
         if account.status == "closed":
@@ -580,20 +726,67 @@ class Ledger:
         if expires_at is not None and expires_at <= max(start, now):
             raise Refused("invalid_input")
         grant = Grant(amount, category, priority, start, expires_at, now, "scheduled" if start > now else "active")
+        grant.only_for = only_for or ()
         account.grants.append(grant)
         account.add_row({"paid": "purchase", "adjustment": "adjust"}.get(category, "credit"), amount, grant=grant)
         account.repay(now)
         account.keys["grant", idempotency_key] = (payload, grant)
         return Answer(grant)
 
-    def void_grant(self, organization_id: str, grant_id: str) -> Answer:
+    def create_recurring_grant(
+        self,
+        organization_id: str,
+        amount: int,
+        *,
+        every: str,
+        anchor: datetime | None,
+        ends_at: datetime | None,
+        category: str,
+        priority: int,
+        expires_after: Lasting,
+        rollover: tuple[int | None, int, Lasting] | None,
+        only_for: tuple[str, ...] | None,
+        idempotency_key: str,
+    ) -> Answer:
+        self.create_account(organization_id)
+        account, now = self._open(organization_id)
+        payload = (amount, every, anchor, ends_at, category, priority, expires_after, rollover, only_for)
+        if (replay := self._replay(account, "recurring", idempotency_key, payload)) is not None:
+            return replay
+        if account.status == "closed":
+            raise Refused("account_closed")
+        begin = max(anchor or now, now)
+        if ends_at is not None and ends_at <= begin:
+            raise Refused("invalid_input")
+        terms = (category, priority, every, anchor or now, begin, ends_at, expires_after, rollover, only_for or ())
+        one = Recurring(amount, *terms)
+        account.recurring.append(one)
+        if begin <= now:
+            account.refill(one, now)
+            account.repay(now)
+        account.keys["recurring", idempotency_key] = (payload, one)
+        return Answer(one)
+
+    def cancel_recurring_grant(self, organization_id: str, recurring_id: str) -> Answer:
+        account, _ = self._open(organization_id)
+        one = next((one for one in account.recurring if one.id == recurring_id), None)
+        if one is None:
+            raise Refused("recurring_grant_not_found")
+        if one.status != "active":
+            return Answer(one, replayed=True)
+        one.status = "cancelled"
+        return Answer(one)
+
+    def void_grant(self, organization_id: str, grant_id: str, mode: str) -> Answer:
         account, _ = self._open(organization_id)
         grant = next((one for one in account.grants if one.id == grant_id), None)
         if grant is None:
             raise Refused("grant_not_found")
-        if grant.status in ("voided", "expired"):
+        lives_on = mode == "unreserved" and grant.status == "active"
+        if grant.status in ("voided", "expired") or (lives_on and not grant.remaining):
             return Answer(grant, replayed=True)
-        grant.status = "voided"
+        if not lives_on:
+            grant.status = "voided"
         if taken := grant.remaining:
             grant.voided += taken
             account.add_row("adjust", -taken, grant=grant)
@@ -606,12 +799,13 @@ class Ledger:
         *,
         overage: str,
         scopes: tuple[Any, ...],
+        action: str | None,
         idempotency_key: str,
         run: str | None = None,
         run_cap: int | None = None,
     ) -> Answer:
         account, _ = self._open(organization_id)
-        payload = (amount, overage, scopes)
+        payload = (amount, overage, scopes, action)
         if (replay := self._replay(account, "consume", idempotency_key, payload)) is not None:
             return replay
         self._refuse_unless_open(account)
@@ -619,7 +813,7 @@ class Ledger:
         account.check_run(pool, run_cap, amount, capped=overage != "reject")
         account.check(scopes, amount, capped=overage != "reject")
         room = min(amount, account.limit_room(scopes), account.run_left(pool, run_cap))
-        takes = take(account.usable(), room)
+        takes = take(account.usable_for(action), room)
         if sum_of(takes) < amount and overage == "reject":
             raise Refused("insufficient_credits")
         account.keep_run(pool)
@@ -672,19 +866,20 @@ class Ledger:
         *,
         ttl: timedelta,
         scopes: tuple[Any, ...],
+        action: str | None,
         idempotency_key: str,
         run: str | None = None,
         run_cap: int | None = None,
     ) -> Answer:
         account, now = self._open(organization_id)
-        payload = (amount, scopes)
+        payload = (amount, scopes, action)
         if (replay := self._replay(account, "reserve", idempotency_key, payload)) is not None:
             return replay
         self._refuse_unless_open(account)
         wanted = account.run_of(run, run_cap)
         account.check_run(wanted, run_cap, amount)
         account.check(scopes, amount)
-        takes = take(account.usable(), amount)
+        takes = take(account.usable_for(action), amount)
         if sum_of(takes) < amount:
             raise Refused("insufficient_credits")
         for grant, part in takes:
@@ -692,6 +887,7 @@ class Ledger:
         pool = account.keep_run(wanted)
         account.touch_run(run, now)
         hold = Hold(amount, takes, now, now + ttl, scopes=scopes, limits=account.counting(scopes), run=run, pool=pool)
+        hold.action = action
         account.holds.append(hold)
         account.keys["reserve", idempotency_key] = (payload, hold)
         return Answer(hold)
@@ -729,7 +925,7 @@ class Ledger:
         held = [] if hold.late else hold.takes
         used = take(held, wanted)
         limited = account.limit_room(hold.scopes, without=None if hold.late else hold) - sum_of(used)
-        usable = account.usable()
+        usable = account.usable_for(hold.action)
         if not hold.late:
             hold.state = "committed"
             if hold.pool is not None:
@@ -864,6 +1060,9 @@ class Ledger:
             raise Refused(f"account_{account.status}")
         same = account.status == status
         account.status = status
+        if status == "closed":
+            for one in account.recurring:
+                one.status = "cancelled" if one.status == "active" else one.status
         return Answer(None, replayed=same)
 
     def set_limit(

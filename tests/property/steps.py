@@ -27,6 +27,11 @@ places = st.sampled_from([0, 0, 0, 0, 1])
 names_by_id = st.sampled_from(["commit_reservation", "release_reservation", "mark_unknown", "void_grant"])
 
 
+#: Of the agent type Maker, in the forms that the model knows.
+actions = st.sampled_from([None, "draw", "draw", "write"])
+restrictions = st.sampled_from([None, None, None, ("Maker",), ("Maker.draw",), ("*.write",), ("*.write", "Maker.draw")])
+
+
 def step(method: str, /, **drawn: st.Draw) -> st.Draw:
     """One call of a method of the machine."""
     return st.tuples(st.just(method), st.fixed_dictionaries(drawn))
@@ -40,8 +45,32 @@ grants = step(
     priority=st.sampled_from([50, 50, 10]),
     start=starts,
     end=ends,
+    only_for=restrictions,
 )
-reserves = step("reserve", organization=places, amount=micros, ttl=ttls, scopes=scopes, run=in_runs)
+lastings = st.sampled_from(
+    [
+        ("period", None),
+        ("period", (None, 0, "period")),
+        ("period", (5 * CREDIT, CREDIT, None)),
+        ("period", (12 * CREDIT, 0, timedelta(hours=36))),
+        (timedelta(days=2), None),
+        (timedelta(hours=1), None),
+        (None, None),
+    ]
+)
+recurrings = step(
+    "recur",
+    organization=places,
+    amount=st.sampled_from([10 * CREDIT, 5 * CREDIT, 1]),
+    every=st.sampled_from(["day", "day", "week", "month"]),
+    anchor=st.sampled_from([None, None, -timedelta(days=40), -timedelta(hours=1), timedelta(minutes=5)]),
+    length=st.sampled_from([None, None, timedelta(days=3), timedelta(seconds=1)]),
+    category=st.sampled_from(["plan", "plan", "paid", "promotional"]),
+    priority=st.sampled_from([50, 10]),
+    lasting=lastings,
+    only_for=restrictions,
+)
+reserves = step("reserve", organization=places, amount=micros, ttl=ttls, scopes=scopes, run=in_runs, action=actions)
 commits = step(
     "commit",
     number=numbers,
@@ -83,7 +112,9 @@ works = st.one_of(
     reserves,
     reserves,
     reserves,
-    step("consume", organization=places, amount=micros, overage=overages, scopes=scopes, run=in_runs),
+    step("consume", organization=places, amount=micros, overage=overages, scopes=scopes, run=in_runs, action=actions),
+    recurrings,
+    recurrings,
     commits,
     commits,
     step("settle_by_handle", number=numbers, change=st.sampled_from([None, 0, 1, -1, CREDIT])),
@@ -96,7 +127,9 @@ works = st.one_of(
     step("await_verdict", number=numbers),
     step("refund", number=numbers, amount=st.none() | micros),
     step("refund", number=numbers, amount=st.sampled_from([1, CREDIT // 2])),
-    step("void", number=numbers),
+    step("void", number=numbers, mode=st.sampled_from(["remaining", "unreserved"])),
+    step("cancel", number=numbers),
+    step("cancel", number=numbers),
     step("adjust", organization=places, amount=micros | micros.map(lambda amount: -amount)),
     limits,
     limits,
@@ -119,6 +152,8 @@ oddities = st.one_of(
 times = st.one_of(
     step("go_to_an_edge", number=numbers, off=st.sampled_from([-1, 0, 1])),
     step("go_to_an_edge", number=numbers, off=st.sampled_from([-1, 0, 1])),
-    step("pass_time", seconds=st.sampled_from([1.0, 1e-6, 59.0, 600.0, 4_000.0, 8 * 86_400.0])),
+    step(
+        "pass_time", seconds=st.sampled_from([1.0, 1e-6, 59.0, 600.0, 4_000.0, 86_400.0, 8 * 86_400.0, 35 * 86_400.0])
+    ),
     step("jump_back", seconds=st.sampled_from([1.0, 3_600.0])),
 )

@@ -19,9 +19,11 @@ from agentcredits.errors import CreditsError
 from agentcredits.model import AccountStatus, GrantCategory, Overage, Scopes
 from agentcredits.rules.operations import (
     Activity,
+    CancelRecurring,
     Commit,
     Consume,
     CreateAccount,
+    CreateRecurring,
     EndRun,
     Expire,
     Extend,
@@ -37,6 +39,7 @@ from agentcredits.rules.operations import (
     VoidGrant,
     fingerprint,
 )
+from agentcredits.rules.periods import RolloverTerms
 from agentcredits.rules.posting import Outcome
 from agentcredits.rules.state import Row
 from agentcredits.store import queries, tables
@@ -55,6 +58,7 @@ TENANT_TABLES: tuple[Table, ...] = (
     tables.credit_transaction_details,
     tables.idempotency_keys,
     tables.credit_runs,
+    tables.recurring_grants,
 )
 
 
@@ -131,6 +135,8 @@ minutes = st.sampled_from([1, 5, 60, 600])
 picks = st.integers(0, 50)
 run_ids = st.sampled_from(["r1", "r2", "r3"])
 caps = st.sampled_from([None, None, 3 * CREDIT, 20 * CREDIT])
+actions = st.sampled_from([None, "draw", "write"])
+restrictions = st.sampled_from([(), (), ("Maker.draw",), ("*.write", "Other.*")])
 steps = st.one_of(
     st.tuples(
         st.just("grant"),
@@ -139,19 +145,37 @@ steps = st.one_of(
         st.sampled_from([10, 50]),
         st.none() | minutes,
         st.none() | minutes,
+        restrictions,
     ),
-    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage))),
-    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage))),
-    st.tuples(st.just("reserve"), amounts, minutes),
-    st.tuples(st.just("reserve"), amounts, minutes),
+    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage)), actions),
+    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage)), actions),
+    st.tuples(
+        st.just("recurring"),
+        amounts,
+        st.sampled_from(["day", "week", "month"]),
+        st.sampled_from([None, -31 * 24 * 60 + 600, 60]),
+        st.sampled_from(
+            [
+                ("period", None),
+                ("period", RolloverTerms(5 * CREDIT, CREDIT, None)),
+                ("period", RolloverTerms(None, 0, "period")),
+                (None, None),
+                (timedelta(hours=30), None),
+            ]
+        ),
+        restrictions,
+    ),
+    st.tuples(st.just("cancel"), picks),
+    st.tuples(st.just("reserve"), amounts, minutes, actions),
+    st.tuples(st.just("reserve"), amounts, minutes, actions),
     st.tuples(
         st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()
     ),
     st.tuples(
         st.just("commit"), picks, st.none() | amounts | st.just(0), st.sampled_from(list(Overage)), st.booleans()
     ),
-    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage)), run_ids, caps),
-    st.tuples(st.just("reserve"), amounts, minutes, run_ids, caps),
+    st.tuples(st.just("consume"), amounts, st.sampled_from(list(Overage)), actions, run_ids, caps),
+    st.tuples(st.just("reserve"), amounts, minutes, actions, run_ids, caps),
     st.tuples(st.just("open run"), run_ids, st.none() | run_ids, caps, st.booleans(), st.booleans(), minutes),
     st.tuples(st.just("end run"), run_ids),
     st.tuples(st.just("release"), picks, st.booleans()),
@@ -161,16 +185,20 @@ steps = st.one_of(
     st.tuples(st.just("extend"), picks, minutes),
     st.tuples(st.just("unknown"), picks),
     st.tuples(st.just("refund"), picks, st.none() | amounts),
-    st.tuples(st.just("void"), picks),
+    st.tuples(st.just("void"), picks, st.booleans()),
     st.tuples(st.just("repeat"), picks),
     st.tuples(st.just("other payload"), picks),
     st.tuples(st.just("expire")),
 )
-batches = st.lists(st.tuples(st.lists(steps, min_size=1, max_size=10), minutes), min_size=1, max_size=4)
+batches = st.lists(
+    st.tuples(st.lists(steps, min_size=1, max_size=10), minutes | st.just(1_500)), min_size=1, max_size=4
+)
 
 
-def in_run(run_id: str | None, cap: int | None) -> Activity:
-    return Activity(scopes=Scopes(run_id=run_id, run_max_micros=cap))
+def activity(action: str | None, run_id: str | None, cap: int | None) -> Activity:
+    """Of the agent type Maker, if it is an action at all."""
+    scopes = Scopes(run_id=run_id, run_max_micros=cap)
+    return Activity(scopes=scopes) if action is None else Activity(agent_type="Maker", action=action, scopes=scopes)
 
 
 class Script:
@@ -183,6 +211,7 @@ class Script:
         self.grants: list[str] = []
         self.holds: list[str] = []
         self.charges: list[str] = []
+        self.recurring: list[str] = []
         self.keyed: list[Operation] = []
 
     def new_id(self) -> str:
@@ -205,32 +234,74 @@ class Script:
     def operation(self, step: tuple[Any, ...]) -> Operation:
         kind, *drawn = step
         operation = getattr(self, "make_" + kind.replace(" ", "_"))(*drawn)
-        if isinstance(operation, Grant | Consume | Reserve | Refund):
+        if isinstance(operation, Grant | Consume | Reserve | Refund | CreateRecurring):
             self.keyed.append(operation)
         return operation  # type: ignore[no-any-return]  # the makers below all return operations
 
     def make_grant(
-        self, amount: int, category: GrantCategory, priority: int, start: int | None, length: int | None
+        self,
+        amount: int,
+        category: GrantCategory,
+        priority: int,
+        start: int | None,
+        length: int | None,
+        only_for: tuple[str, ...] = (),
     ) -> Operation:
         facts = self.keyed_facts("grant", amount, category, priority, start, length)
         self.grants.append(facts["id"])
         begin = None if start is None else self.clock.now() + timedelta(minutes=start)
         end = None if length is None else (begin or self.clock.now()) + timedelta(minutes=length)
         return Grant(
-            **facts, amount_micros=amount, category=category, priority=priority, effective_at=begin, expires_at=end
+            **facts,
+            amount_micros=amount,
+            category=category,
+            priority=priority,
+            effective_at=begin,
+            expires_at=end,
+            only_for=only_for,
         )
 
+    def make_recurring(
+        self, amount: int, every: Any, anchor: int | None, lasting: tuple[Any, Any], only_for: tuple[str, ...]
+    ) -> Operation:
+        facts = self.keyed_facts("recurring", amount, every, anchor)
+        self.recurring.append(facts["id"])
+        expires_after, rollover = lasting
+        return CreateRecurring(
+            **facts,
+            amount_micros=amount,
+            every=every,
+            tz="Europe/Berlin",
+            anchor=None if anchor is None else self.clock.now() + timedelta(minutes=anchor),
+            expires_after=expires_after,
+            rollover=rollover,
+            only_for=only_for,
+        )
+
+    def make_cancel(self, number: int) -> Operation:
+        chosen = self.choose(self.recurring, number)
+        return CancelRecurring(organization_id=self.organization_id, recurring_id=chosen)
+
     def make_consume(
-        self, amount: int, overage: Overage, run_id: str | None = None, cap: int | None = None
+        self,
+        amount: int,
+        overage: Overage,
+        action: str | None = None,
+        run_id: str | None = None,
+        cap: int | None = None,
     ) -> Operation:
         facts = self.keyed_facts("consume", amount, overage)
         self.charges.append(facts["id"])
-        return Consume(**facts, amount_micros=amount, overage=overage, activity=in_run(run_id, cap))
+        return Consume(**facts, amount_micros=amount, overage=overage, activity=activity(action, run_id, cap))
 
-    def make_reserve(self, amount: int, ttl: int, run_id: str | None = None, cap: int | None = None) -> Operation:
+    def make_reserve(
+        self, amount: int, ttl: int, action: str | None = None, run_id: str | None = None, cap: int | None = None
+    ) -> Operation:
         facts = self.keyed_facts("reserve", amount)
         self.holds.append(facts["id"])
-        return Reserve(**facts, amount_micros=amount, ttl=timedelta(minutes=ttl), activity=in_run(run_id, cap))
+        return Reserve(
+            **facts, amount_micros=amount, ttl=timedelta(minutes=ttl), activity=activity(action, run_id, cap)
+        )
 
     def make_open_run(
         self, run_id: str, parent: str | None, cap: int | None, borrows: bool, partial: bool, ttl: int
@@ -290,8 +361,9 @@ class Script:
         charge = self.choose(self.charges, number)
         return Refund(**self.keyed_facts("refund", charge, amount), transaction_id=charge, amount_micros=amount)
 
-    def make_void(self, number: int) -> Operation:
-        return VoidGrant(organization_id=self.organization_id, grant_id=self.choose(self.grants, number))
+    def make_void(self, number: int, unreserved_only: bool) -> Operation:
+        chosen = self.choose(self.grants, number)
+        return VoidGrant(organization_id=self.organization_id, grant_id=chosen, unreserved_only=unreserved_only)
 
     def make_repeat(self, number: int) -> Operation:
         """An earlier keyed call again, as a new try: same key and payload, another new id."""

@@ -50,10 +50,12 @@ def test_the_service_does_what_the_reference_model_does(
     record_property("steps", dict(steps))
     assert set(steps) == {
         "adjust_credits",
+        "cancel_recurring_grant",
         "commit_reservation",
         "consume_credits",
         "create_account",
         "end_run",
+        "create_recurring_grant",
         "extend_reservation",
         "grant_credits",
         "mark_unknown",
