@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import Connection, create_engine, insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,6 +22,10 @@ from agentcredits.store import upgrade
 from agentcredits.store.dialects import make_engine, normalise_url
 from agentcredits.store.tables import agent_action_costs, metadata
 from agentcredits.testing import FakeClock
+
+# A machine under load is slow without being wrong.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
