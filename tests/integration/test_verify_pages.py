@@ -159,7 +159,7 @@ def test_memory_does_not_grow_with_the_ledger(tmp_path: Path, proof: str) -> Non
     small, large = (10_000, 40_000) if proof == "short" else (100_000, 10_000_000)
     urls = [f"sqlite:///{tmp_path}/{rows}.db" for rows in (small, large)]
     for url, rows in zip(urls, (small, large), strict=True):
-        fill([url], [rows - 1])
+        fill(url, rows - 1)
     peaks = [megabytes(url, rows) for url, rows in zip(urls, (small, large), strict=True)]
     sys.stdout.write(f"verify: {peaks[0]:.0f} MB at {small:,} rows, {peaks[1]:.0f} MB at {large:,} rows\n")
     assert peaks[1] < 300

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy.engine.default import DefaultDialect
 
 from tests.proof.books import Call, Journal
 from tests.proof.load import TILLS
 
 DIED: Final = 71
+IDLE: Final = TransactionStatus.IDLE
 
 #: Where a process dies, and whether its work is charged then. A charge without a hold is work of its own.
 POINTS: Final[Mapping[str, bool]] = {
@@ -40,16 +44,41 @@ def die_at(point: str, till: str, url: str, call: Call, journal: Path) -> None:
             os._exit(DIED)
 
     def notify_commits(names: list[str]) -> None:
-        """Reach the points around each COMMIT that the process sends, in the order of ``names``."""
-        do_commit = DefaultDialect.do_commit
+        """Reach the points around each COMMIT that the process sends, in the order of ``names``.
 
-        def watched(self: DefaultDialect, connection: Any) -> None:
+        On PostgreSQL it may go out as the last statement of a pipeline; its answer has come when the pipeline ends.
+        """
+        do_commit, execute, pipeline = DefaultDialect.do_commit, psycopg.Connection.execute, psycopg.Connection.pipeline
+        sent: list[str] = []
+
+        def begin() -> str:
             name = names.pop(0) if names else "another"
             at(f"before the {name}'s COMMIT")
+            return name
+
+        def watched_commit(self: DefaultDialect, connection: Any) -> None:
+            if getattr(connection, "pgconn", None) is not None and connection.pgconn.transaction_status == IDLE:
+                do_commit(self, connection)
+                return  # it went out with a pipeline
+            name = begin()
             do_commit(self, connection)
             at(f"between the {name}'s COMMIT and its answer")
 
-        DefaultDialect.do_commit = watched  # type: ignore[method-assign]
+        def watched_execute(self: Any, query: Any, *arguments: Any, **options: Any) -> Any:
+            if query == "COMMIT":
+                sent.append(begin())
+            return execute(self, query, *arguments, **options)
+
+        @contextmanager
+        def watched_pipeline(self: Any) -> Iterator[Any]:
+            with pipeline(self) as one:
+                yield one
+            while sent:
+                at(f"between the {sent.pop()}'s COMMIT and its answer")
+
+        DefaultDialect.do_commit = watched_commit  # type: ignore[method-assign]
+        psycopg.Connection.execute = watched_execute  # type: ignore[method-assign]
+        psycopg.Connection.pipeline = watched_pipeline  # type: ignore[method-assign]
 
     place = TILLS[till](url, {})
     notes = Journal(journal)

@@ -131,9 +131,11 @@ def on_sqlite(sqlite_url: str, rows: int) -> Iterator[SyncCreditService]:
 
 def filled(url: str, rows: int) -> Iterator[SyncCreditService]:
     """A service of this version on a ledger of so many rows; it stays open while the next version comes."""
+    with SyncCreditService(url) as before:
+        before.grant_credits(LIVE, 1_000_000)
+    # Nobody else may have a SQLite file open that is filled without a journal.
+    fill(url, rows)
     with SyncCreditService(url) as made:
-        made.grant_credits(LIVE, 1_000_000)
-        fill(url, rows)
         yield made
 
 
