@@ -98,7 +98,8 @@ def test_many_processes_write_one_file(sqlite_url: str, proof: str, record: Reco
 
 def test_the_harness_sees_that_a_plain_begin_is_locked_out(sqlite_url: str) -> None:
     """A transaction that reads first and then wants to write is refused at once, whatever time-out was asked for."""
-    assert run(sqlite_url, 4, 500, naive=True)["locked"] > 0
+    # Processes that a busy machine runs one after the other are in nobody's way: they may try again.
+    assert any(run(sqlite_url, 4, 500, naive=True)["locked"] for _ in range(5))
 
 
 if __name__ == "__main__":
