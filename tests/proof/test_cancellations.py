@@ -21,7 +21,7 @@ from tests.proof.naive_races import Unshielded
 from tests.proof.racing import kind_of
 
 ACME = "acme"
-LONG_TTL = timedelta(minutes=10)
+LONG_TTL = timedelta(hours=1)
 SHORT_TTL = timedelta(seconds=1)
 AT_ONCE = 20
 #: How often the loop is busy just before a call is cancelled.
