@@ -96,6 +96,7 @@ def close(
 
     Work that runs under a reservation still settles; refunds, releases and
     voids still work. What is left of the grants stays: see agentcredits void.
+    Recurring grants are cancelled for good.
 
     Example: agentcredits accounts close acme --reason "contract ended"
     """
