@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ from rich.console import Console
 from agentcredits.cli.corrections import ReasonOption
 from agentcredits.cli.output import credits_text, make_facts, say, time_text
 from agentcredits.cli.parameters import NEGATIVE_NUMBERS, DatabaseOption, JsonOption, OrganizationArgument
-from agentcredits.cli.target import begin
+from agentcredits.cli.target import Command, begin
 from agentcredits.model import Account, AccountStatus
+from agentcredits.service import SyncCreditService
 
 accounts = typer.Typer(
     help="An organization's account: its status and its overdraft line.", no_args_is_help=True, rich_markup_mode="rich"
@@ -58,10 +60,7 @@ def freeze(
 
     Example: agentcredits accounts freeze acme --reason "invoice unpaid" --by ops
     """
-    command = begin(ctx, database, as_json)
-    with command.target.service() as service:
-        made = service.freeze_account(organization, reason, by=by)
-    command.out.show(made, lambda console: _show_change(console, made))
+    _change(begin(ctx, database, as_json), lambda service: service.freeze_account(organization, reason, by=by))
 
 
 @accounts.command("unfreeze")
@@ -77,10 +76,7 @@ def unfreeze(
 
     Example: agentcredits accounts unfreeze acme --reason "invoice paid"
     """
-    command = begin(ctx, database, as_json)
-    with command.target.service() as service:
-        made = service.unfreeze_account(organization, reason, by=by)
-    command.out.show(made, lambda console: _show_change(console, made))
+    _change(begin(ctx, database, as_json), lambda service: service.unfreeze_account(organization, reason, by=by))
 
 
 @accounts.command("close")
@@ -100,10 +96,7 @@ def close(
 
     Example: agentcredits accounts close acme --reason "contract ended"
     """
-    command = begin(ctx, database, as_json)
-    with command.target.service() as service:
-        made = service.close_account(organization, reason, by=by)
-    command.out.show(made, lambda console: _show_change(console, made))
+    _change(begin(ctx, database, as_json), lambda service: service.close_account(organization, reason, by=by))
 
 
 @accounts.command("reopen")
@@ -119,10 +112,7 @@ def reopen(
 
     Example: agentcredits accounts reopen acme --reason "new contract"
     """
-    command = begin(ctx, database, as_json)
-    with command.target.service() as service:
-        made = service.reopen_account(organization, reason, by=by)
-    command.out.show(made, lambda console: _show_change(console, made))
+    _change(begin(ctx, database, as_json), lambda service: service.reopen_account(organization, reason, by=by))
 
 
 @accounts.command("overdraft", context_settings=NEGATIVE_NUMBERS)
@@ -167,6 +157,12 @@ def _show(console: Console, found: Account) -> None:
         ("created (UTC)", time_text(found.created_at)),
     )
     console.print(make_facts((name, text) for name, text in facts if text))
+
+
+def _change(command: Command, change: Callable[[SyncCreditService], Account]) -> None:
+    with command.target.service() as service:
+        made = change(service)
+    command.out.show(made, lambda console: _show_change(console, made))
 
 
 def _show_change(console: Console, made: Account) -> None:
