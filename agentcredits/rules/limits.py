@@ -13,6 +13,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Protocol
 
+from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.errors import ConfigurationError, InvalidInputError, LimitNotFoundError
 from agentcredits.ids import new_id
 from agentcredits.model import LimitMode, LimitScope, LimitUnit, Pricing, TransactionType
@@ -81,7 +82,7 @@ class Counter:
 # -- who counts --------------------------------------------------------------------------------------------------
 
 
-_names_of_activity = attrgetter(
+names_of_activity = attrgetter(
     "agent_type", "action", "scopes.project_id", "scopes.department_id", "scopes.user_id", "scopes.run_id"
 )
 _names_of_record = attrgetter("agent_type", "action", "project_id", "department_id", "user_id", "run_id")
@@ -89,7 +90,7 @@ _names_of_record = attrgetter("agent_type", "action", "project_id", "department_
 
 def places_of_activity(activity: ops.Activity) -> list[Place]:
     """The scopes that an action is in."""
-    return _places(*_names_of_activity(activity))
+    return _places(*names_of_activity(activity))
 
 
 def places_of_record(record: Scoped) -> list[Place]:
@@ -126,7 +127,7 @@ def action_id(agent_type: str | None, action: str | None) -> str | None:
 
 def counters_of_activity(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[Counter]:
     """Every counter that an action moves, in its window of ``now``."""
-    return _counters(ledger, _names_of_activity(activity), now)
+    return _counters(ledger, names_of_activity(activity), now)
 
 
 def counters_of_record(ledger: Ledger, record: Scoped, now: datetime) -> list[Counter]:
@@ -346,7 +347,7 @@ def unbook(ledger: Ledger, charge: Row, amount_micros: int, now: datetime) -> No
 def record_crossings(ledger: Ledger, counter: Counter, before: int, row: Row, now: datetime) -> None:
     """Record the thresholds that a counter reached on its way from ``before``."""
     limit, usage = counter.limit, counter.usage
-    lines = limit.warn_at if limit.mode is LimitMode.HARD else (*limit.warn_at, WHOLE + 1)
+    lines = _lines(limit)
     if not lines:
         return
     if limit.amount > usage.warned_amount:
@@ -373,6 +374,30 @@ def record_crossings(ledger: Ledger, counter: Counter, before: int, row: Row, no
                     transaction_id=row.id,
                 )
             )
+
+
+def quiet(counter: Counter) -> int:
+    """How much more can be spent, in the limit's unit, before the limit refuses or a threshold is reached; 0: at once,
+    or the thresholds are to be looked at anew first.
+    """
+    limit, usage = counter.limit, counter.usage
+    left = max(0, counter.left) if counter.refuses else MAX_TOTAL_MICROS
+    if not counter.speaks:
+        return left
+    lines = _lines(limit)
+    if lines and usage.warned_amount != limit.amount:
+        return 0
+    for line in lines:
+        if line > usage.warned:
+            # The last sum that does not reach it.
+            last = limit.amount if line > WHOLE else -(-line * limit.amount // WHOLE) - 1
+            return max(0, min(left, last - usage.spent))
+    return left
+
+
+def _lines(limit: LimitState) -> tuple[int, ...]:
+    """The thresholds of a limit, in parts of 10,000: of one that refuses nothing also the one past the whole."""
+    return limit.warn_at if limit.mode is LimitMode.HARD else (*limit.warn_at, WHOLE + 1)
 
 
 def _reaches(spent: int, line: int, amount: int) -> bool:

@@ -6,16 +6,21 @@ README.md beside this file states the rules in words.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from agentcredits.errors import CreditsError
-from agentcredits.rules import accounts, charges, grants, holds, limits, overdraft, recurring, runs
+from agentcredits.rules import accounts, alike, charges, grants, holds, limits, overdraft, recurring, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
+
+
+def decide_next(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now: datetime) -> list[Outcome]:
+    """Answer the operation at ``start``, and those after it that are decided with it."""
+    return alike.consume(ledger, operations, start, now) or [decide(ledger, operations[start], now)]
 
 
 def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
@@ -66,4 +71,4 @@ _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]]
     ops.Expire: _expire,
 }
 
-__all__ = ["Outcome", "decide"]
+__all__ = ["Outcome", "decide", "decide_next"]

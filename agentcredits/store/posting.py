@@ -18,7 +18,7 @@ from agentcredits.rules import rollups, runs
 from agentcredits.rules.due import book_due
 from agentcredits.rules.operations import Operation
 from agentcredits.rules.outcomes import Outcome, Record
-from agentcredits.rules.posting import decide
+from agentcredits.rules.posting import decide, decide_next
 from agentcredits.rules.state import Ledger, Row
 from agentcredits.store import limit_records, loading, records, recurring_records, run_records
 from agentcredits.store.columns import UtcDateTime
@@ -160,13 +160,16 @@ def _decide_account(
 def _decide_in_order(ledger: Ledger, operations: Sequence[Operation], now: datetime, *, opened: bool) -> list[Outcome]:
     """Decide in order. An account whose row was made for this batch is there from the first operation that opens it."""
     account = ledger.account
-    outcomes = []
-    for operation in operations:
-        ledger.account = account if opened or operation.creates_account else None
+    outcomes: list[Outcome] = []
+    while not opened and len(outcomes) < len(operations):
+        operation = operations[len(outcomes)]
+        ledger.account = account if operation.creates_account else None
         outcome = decide(ledger, operation, now)
-        opened = opened or outcome.error is None
+        opened = outcome.error is None
         outcomes.append(_snapshot(outcome))
     ledger.account = account if opened else None
+    while len(outcomes) < len(operations):
+        outcomes += map(_snapshot, decide_next(ledger, operations, len(outcomes), now))
     return outcomes
 
 
