@@ -3,7 +3,7 @@ turn, in a quarter of the time.
 
 That is what a busy account gets: the same action for the same owner, many times in one batch. Only charges in whose way
 nothing can stand are taken: one grant pays for all of them, no limit refuses or warns before the last of them, nothing
-is observed, owed or done in a run, no key is known. Whatever else there is, is left to the rules.
+is done in a run, no key is known. Whatever else there is, is left to the rules.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def consume(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now
         start: The first that has no answer.
         now: The batch's moment.
     """
-    account, first = ledger.account, operations[start]
-    if account is None or account.status is not AccountStatus.OPEN or account.overdrawn_micros:
+    account, first, kind = ledger.account, operations[start], ops.Consume.key_kind or ""
+    if account is None or account.status is not AccountStatus.OPEN:
         return []
-    if not isinstance(first, ops.Consume) or first.activity.scopes.run_id is not None:
+    if not isinstance(first, ops.Consume) or first.would_refuse is not None or first.amount_micros <= 0:
+        return []
+    if first.activity.scopes.run_id is not None or (kind, first.key) in ledger.keys:
         return []
     activity = first.activity
     names = limits.names_of_activity(activity)
@@ -42,7 +44,7 @@ def consume(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now
     if room is None:
         return []
     micros, count = room
-    grant, kind = grants[0], ops.Consume.key_kind or ""
+    grant = grants[0]
     keys, rows, new_keys, new_rows = ledger.keys, ledger.rows, ledger.changes.new_keys, ledger.changes.rows
     seq, balance = account.last_seq, account.ledger_balance_micros
     spent = each = 0
@@ -99,9 +101,7 @@ def consume(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now
     return outcomes
 
 
-def _room(
-    grants: Sequence[GrantState], counters: Sequence[limits.Counter], now: datetime
-) -> tuple[int, int] | None:
+def _room(grants: Sequence[GrantState], counters: Sequence[limits.Counter], now: datetime) -> tuple[int, int] | None:
     """How many micro-credits and how many charges pass before anything but the first grant and the counters has a say;
     None: not one.
     """
