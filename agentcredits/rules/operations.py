@@ -276,6 +276,9 @@ class MarkUnknown(Operation):
     ttl: timedelta
 
 
+AboutHold = Commit | Release | Extend | MarkUnknown
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refund(KeyedOperation):
     """Give back a charge or a part of it (``amount_micros`` None: all that is left of it)."""

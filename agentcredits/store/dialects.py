@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -22,23 +22,33 @@ from sqlalchemy import (
     RowMapping,
     Table,
     TextClause,
+    and_,
     bindparam,
     create_engine,
     event,
     exists,
     insert,
     make_url,
+    or_,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits, credit_runs
+from agentcredits.store.tables import (
+    credit_accounts,
+    credit_grants,
+    credit_limit_usage,
+    credit_limits,
+    credit_reservations,
+    credit_runs,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, Sequence[Any]]
@@ -69,9 +79,23 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What operations name, known before anything is read: scopes with their ids, and holds."""
+
+    places: frozenset[tuple[str, str]] = frozenset()
+    hold_ids: tuple[str, ...] = ()
+
+
+NOTHING: Final = Ask()
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A locked account: its row (None: there is none), its open grants, the time after it was locked, and whether it
     has any limits and runs.
+
+    Where it saved a round trip, also the named ``holds`` and the ``limits`` over the named places and those of the
+    holds, with their counters; None: they were not read.
     """
 
     account: RowLike | None
@@ -79,13 +103,21 @@ class Opened:
     now: datetime
     has_limits: bool
     has_runs: bool
+    holds: Sequence[RowLike] | None = None
+    limits: Sequence[RowLike] | None = None
 
+
+#: The counters of a credit_limit_usage row.
+LIMIT_COUNTERS: Final = ("held", "spent", "window_start", "window_end", "warned", "warned_amount")
 
 #: The most that a total may hold: MAX_TOTAL_MICROS fits a signed 64-bit counter with room to spare.
 _MOST: Final = MAX_TOTAL_MICROS
 
 #: How long to wait for one of our own connections when all are in use.
 POOL_TIMEOUT_SECONDS: Final = 10.0
+
+#: Where a connection of our own remembers what is prepared on it; others are not prepared anything.
+PREPARED: Final = "agentcredits_prepared"
 
 _DRIVERS: Final = {
     "sqlite": "sqlite",
@@ -164,19 +196,26 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
 
         return engine
     try:
-        return create_engine(
+        engine = create_engine(
             url,
             hide_parameters=True,
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=POOL_TIMEOUT_SECONDS,
             pool_pre_ping=False,
-            connect_args={"connect_timeout": max(1, round(lock_timeout_seconds))},
+            # psycopg would drop all prepared statements, ours too, with every rollback.
+            connect_args={"connect_timeout": max(1, round(lock_timeout_seconds)), "prepare_threshold": None},
         )
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             'PostgreSQL needs its driver: pip install "agentcredits[postgres]".', context={"module": error.name}
         ) from error
+
+    @event.listens_for(engine, "connect")
+    def _allow_preparing(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[PREPARED] = set()
+
+    return engine
 
 
 def _use_wal(cursor: sqlite3.Cursor, timeout_seconds: float) -> None:
@@ -216,13 +255,53 @@ class StoreDialect:
         """The database's clock, read now (not at the transaction's start)."""
         return host_now()
 
-    def open_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Opened:
-        """Lock the account until the transaction ends, then read its open grants and the clock."""
+    def open_account(
+        self, connection: Connection, organization_id: str, timeout_seconds: float | None, ask: Ask = NOTHING
+    ) -> Opened:
+        """Lock the account until the transaction ends, then read its open grants and the clock, and perhaps more."""
         place = {"organization": organization_id}
         account = connection.execute(ACCOUNT, place).mappings().first()
         grants = connection.execute(OPEN_GRANTS, place).mappings().all()
         has_limits, has_runs = connection.execute(USES, place).one()
         return Opened(account, grants, self.now(connection), bool(has_limits), bool(has_runs))
+
+    def read_holds(self, connection: Connection, organization_id: str, ids: Collection[str]) -> Sequence[RowLike]:
+        """The named reservations."""
+        table = credit_reservations
+        statement = select(table).where(table.c.organization_id == organization_id, table.c.id.in_(sorted(ids)))
+        return connection.execute(statement).mappings().all()
+
+    def read_limits(
+        self,
+        connection: Connection,
+        organization_id: str,
+        places: Collection[tuple[str, str]],
+        ids: Collection[str],
+    ) -> Sequence[RowLike]:
+        """Limits over places, those for each included, and those with these ids; with the places' counters."""
+        table, usage = credit_limits, credit_limit_usage
+        statement = (
+            select(table, usage.c.scope_id.label("counted_id"), *(usage.c[name] for name in LIMIT_COUNTERS))
+            .select_from(
+                table.outerjoin(
+                    usage,
+                    and_(
+                        usage.c.organization_id == table.c.organization_id,
+                        usage.c.limit_id == table.c.id,
+                        usage.c.scope_id.in_(sorted({scope_id for _, scope_id in places})),
+                    ),
+                )
+            )
+            .where(
+                table.c.organization_id == organization_id,
+                or_(
+                    table.c.scope_id == "",
+                    tuple_(table.c.scope, table.c.scope_id).in_(sorted(places)),
+                    table.c.id.in_(sorted(ids)),
+                ),
+            )
+        )
+        return connection.execute(statement).mappings().all()
 
     def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
         """Do all the writes of a posting, in order.

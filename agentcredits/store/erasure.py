@@ -19,7 +19,7 @@ from agentcredits.rules import limits as limit_rules
 from agentcredits.rules import rollups
 from agentcredits.rules.state import OPEN_STATES, LimitState, Row, UsageState
 from agentcredits.store import limit_records, loading, records
-from agentcredits.store.dialects import Write, dialect_of
+from agentcredits.store.dialects import LIMIT_COUNTERS, Write, dialect_of
 from agentcredits.store.media_tables import media_batches, media_jobs
 from agentcredits.store.retention import lock_account
 from agentcredits.store.tables import (
@@ -179,7 +179,7 @@ def _counters(connection: Connection, organization_id: str, user_id: str) -> lis
     """The user's counters."""
     limits = credit_limits
     found = connection.execute(
-        select(limits, *(_usage.c[name] for name in limit_records.COUNTERS))
+        select(limits, *(_usage.c[name] for name in LIMIT_COUNTERS))
         .select_from(
             limits.join(
                 _usage, and_(_usage.c.organization_id == limits.c.organization_id, _usage.c.limit_id == limits.c.id)

@@ -29,7 +29,9 @@ class Fault(Enum):
     """Anything else: this statement's own fault."""
 
 
-_CONFLICT_STATES = {"40001", "40P01"}
+#: A prepared statement is not there, or there already.
+NOT_PREPARED_STATES: Final = frozenset({"26000", "42P05"})
+_CONFLICT_STATES = {"40001", "40P01", *NOT_PREPARED_STATES}
 #: 57014: an operator's statement_timeout ended the wait.
 _LOCKED_STATES = {"55P03", "57014"}
 #: A standby, or a server that takes no writes for another reason.

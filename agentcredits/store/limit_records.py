@@ -26,12 +26,10 @@ from agentcredits.rules.limits import WHOLE
 from agentcredits.rules.refusals import in_unit
 from agentcredits.rules.state import Crossed, Denied, LimitState, UsageState
 from agentcredits.rules.windows import Window
-from agentcredits.store.dialects import RowLike
+from agentcredits.store.dialects import LIMIT_COUNTERS, RowLike
 from agentcredits.store.records import Values
 
-#: The counters of a credit_limit_usage row.
-COUNTERS = ("held", "spent", "window_start", "window_end", "warned", "warned_amount")
-_usage = attrgetter(*COUNTERS)
+_usage = attrgetter(*LIMIT_COUNTERS)
 
 
 # -- limits ------------------------------------------------------------------------------------------------------
@@ -144,7 +142,7 @@ def fractions(limit: LimitState) -> tuple[Decimal, ...]:
 
 def read_usage(limit_id: str, scope_id: str, row: RowLike) -> UsageState:
     """A credit_limit_usage row as state."""
-    return UsageState(limit_id, scope_id, **{name: row[name] for name in COUNTERS})
+    return UsageState(limit_id, scope_id, **{name: row[name] for name in LIMIT_COUNTERS})
 
 
 def usage_values(organization_id: str, usage: UsageState) -> Values:
@@ -153,7 +151,7 @@ def usage_values(organization_id: str, usage: UsageState) -> Values:
         "organization_id": organization_id,
         "limit_id": usage.limit_id,
         "scope_id": usage.scope_id,
-        **dict(zip(COUNTERS, _usage(usage), strict=True)),
+        **dict(zip(LIMIT_COUNTERS, _usage(usage), strict=True)),
     }
 
 

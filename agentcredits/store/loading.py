@@ -8,18 +8,16 @@ from datetime import datetime
 from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_
 
 from agentcredits.model import AccountStatus, Allocation, LimitScope, RecurringStatus
-from agentcredits.rules import limits
+from agentcredits.rules import limits, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import is_due, is_refill_due
-from agentcredits.rules.limits import Place
-from agentcredits.rules.state import OPEN_STATES, AccountState, HoldState, Ledger, Row
+from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger, Row
 from agentcredits.store import limit_records, limit_sums, records, recurring_records
+from agentcredits.store.dialects import Ask, Opened, RowLike, dialect_of
 from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
     credit_grants,
-    credit_limit_usage,
-    credit_limits,
     credit_reservations,
     credit_transaction_allocations,
     credit_transaction_details,
@@ -66,7 +64,7 @@ def load_due_holds(connection: Connection, ledger: Ledger, now: datetime) -> Non
         return
     table = credit_reservations
     mine = and_(table.c.organization_id == ledger.organization_id, table.c.state.in_(_OPEN_STATES))
-    _load_holds(connection, ledger, select(table).where(mine, table.c.expires_at <= now))
+    _add_holds(ledger, connection.execute(select(table).where(mine, table.c.expires_at <= now)).mappings())
     ledger.later_due_at = connection.execute(
         select(func.min(table.c.expires_at)).where(mine, table.c.expires_at > now)
     ).scalar()
@@ -95,25 +93,34 @@ def _is_about_recurring(operation: ops.Operation) -> bool:
     return isinstance(operation, ops.CreateRecurring | ops.CancelRecurring)
 
 
-def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.Operation], *, fresh: bool) -> None:
+def load_named(
+    connection: Connection,
+    ledger: Ledger,
+    operations: Sequence[ops.Operation],
+    ask: Ask,
+    opened: Opened,
+    *,
+    fresh: bool,
+) -> None:
     """The records that the operations name by key or id.
 
     Args:
         connection: Where to read.
         ledger: Gets the records.
         operations: The batch.
+        ask: What they name.
+        opened: What was read of that already.
         fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
     """
     hold_ids: set[str] = set()
     row_ids: set[str] = set()
     grant_ids: set[str] = set()
     places: set[tuple[str, str]] = set()
+    hold_ids.update(ask.hold_ids)
     for operation in operations:
         if isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated):
             places.add((str(operation.key_kind), operation.key))
-        if isinstance(operation, ops.Commit | ops.Release | ops.Extend | ops.MarkUnknown):
-            hold_ids.add(operation.reservation_id)
-        elif isinstance(operation, ops.Refund):
+        if isinstance(operation, ops.Refund):
             row_ids.add(operation.transaction_id)
         elif isinstance(operation, ops.VoidGrant):
             grant_ids.add(operation.grant_id)
@@ -121,13 +128,10 @@ def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.
         _load_keys(connection, ledger, places)
         for key in ledger.keys.values():
             {"reserve": hold_ids, "grant": grant_ids, "recurring": set()}.get(key.kind, row_ids).add(key.result_id)
-    if hold_ids:
-        table = credit_reservations
-        _load_holds(
-            connection,
-            ledger,
-            select(table).where(table.c.organization_id == ledger.organization_id, table.c.id.in_(sorted(hold_ids))),
-        )
+    _add_holds(ledger, opened.holds or ())
+    missing_holds = hold_ids if opened.holds is None else hold_ids.difference(ask.hold_ids)
+    if missing_holds:
+        _add_holds(ledger, dialect_of(connection).read_holds(connection, ledger.organization_id, missing_holds))
     if row_ids:
         grant_ids |= _load_rows_with_refunds(connection, ledger, row_ids)
     if row_ids and _may_go_back_to_payers(ledger, operations):
@@ -192,46 +196,49 @@ def read_rows(connection: Connection, organization_id: str, statement: Select[tu
     return [records.read_row(row, allocations.get(row["id"], ())) for row in found]
 
 
-def load_limits(connection: Connection, ledger: Ledger, operations: Sequence[ops.Operation]) -> None:
-    """The limits that the operations, and the holds and charges that they name, fall under; with their counters."""
-    places: set[Place] = {(LimitScope.ORGANIZATION, "")}
-    limit_ids: set[str] = set()
+def asked_by(operations: Sequence[ops.Operation]) -> Ask:
+    """What the operations name."""
+    places: set[tuple[str, str]] = {(LimitScope.ORGANIZATION, "")}
+    hold_ids: set[str] = set()
+    activity = None
     for operation in operations:
         if isinstance(operation, ops.Spending):
-            places.update(limits.places_of_activity(operation.activity))
+            if operation.activity is not activity:
+                activity = operation.activity
+                places.update(limits.places_of_activity(activity))
+        elif isinstance(operation, ops.AboutHold):
+            hold_ids.add(operation.reservation_id)
         elif isinstance(operation, ops.SetLimit):
             places.add((operation.scope, operation.scope_id))
-        elif isinstance(operation, ops.RemoveLimit):
-            limit_ids.add(operation.limit_id)
+    return Ask(frozenset(places), tuple(sorted(hold_ids)))
+
+
+def load_limits(
+    connection: Connection,
+    ledger: Ledger,
+    operations: Sequence[ops.Operation],
+    ask: Ask,
+    found: Sequence[RowLike] | None = None,
+) -> None:
+    """The limits that the operations, and the holds and charges that they name, fall under; with their counters.
+
+    ``found``: those of what the operations name, if they were read already.
+    """
+    places: set[tuple[str, str]] = set()
     for row in ledger.rows.values():
         places.update(limits.places_of_record(row))
     for hold in ledger.holds.values():
-        places.update(limits.places_of_record(hold))
-        limit_ids.update(hold.limits)
-    # Each scope's default too.
-    places |= {(scope, "") for scope, _ in places}
-    table, usage = credit_limits, credit_limit_usage
-    named = sorted((str(scope), scope_id) for scope, scope_id in places)
-    found = connection.execute(
-        select(table, usage.c.scope_id.label("counted_id"), *(usage.c[name] for name in limit_records.COUNTERS))
-        .select_from(
-            table.outerjoin(
-                usage,
-                and_(
-                    usage.c.organization_id == table.c.organization_id,
-                    usage.c.limit_id == table.c.id,
-                    usage.c.scope_id.in_(sorted({scope_id for _, scope_id in places})),
-                ),
-            )
-        )
-        .where(
-            table.c.organization_id == ledger.organization_id,
-            or_(
-                tuple_(table.c.scope, table.c.scope_id).in_(named),
-                table.c.id.in_(sorted(limit_ids)),
-            ),
-        )
-    ).mappings()
+        if hold.id not in ask.hold_ids:
+            places.update(limits.places_of_record(hold))
+    places -= ask.places
+    ids = {operation.limit_id for operation in operations if isinstance(operation, ops.RemoveLimit)}
+    ids.update(*(hold.limits for hold in ledger.holds.values()))
+    ids.discard(runs.POOL)
+    if found is None or places or not ids.issubset(row["id"] for row in found):
+        for hold_id in ask.hold_ids:
+            if hold_id in ledger.holds:
+                places.update(limits.places_of_record(ledger.holds[hold_id]))
+        found = dialect_of(connection).read_limits(connection, ledger.organization_id, places | ask.places, ids)
     for values in found:
         limit_id, counted_id = values["id"], values["counted_id"]
         ledger.add_limit(limit_records.read_limit(values))
@@ -268,10 +275,10 @@ def _load_grants(connection: Connection, ledger: Ledger, statement: Select[tuple
         ledger.grants.setdefault(row["id"], records.read_grant(row))
 
 
-def _load_holds(connection: Connection, ledger: Ledger, statement: Select[tuple[object, ...]]) -> None:
-    for row in connection.execute(statement).mappings():
-        hold: HoldState = records.read_hold(row)
-        ledger.holds.setdefault(hold.id, hold)
+def _add_holds(ledger: Ledger, rows: Iterable[RowLike]) -> None:
+    for row in rows:
+        if row["id"] not in ledger.holds:
+            ledger.holds[row["id"]] = records.read_hold(row)
 
 
 def _load_rows_with_refunds(connection: Connection, ledger: Ledger, row_ids: set[str]) -> set[str]:

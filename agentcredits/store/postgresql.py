@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -15,31 +16,31 @@ from sqlalchemy import (
     String,
     Table,
     TextClause,
-    and_,
-    bindparam,
-    func,
-    literal_column,
-    select,
     text,
 )
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg as psycopg_dialect
 from sqlalchemy.exc import DBAPIError
 
 from agentcredits.errors import ConfigurationError
+from agentcredits.store import postgresql_reads as reads
 from agentcredits.store import tenancy
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import (
-    ACCOUNT,
-    HAS_LIMITS,
-    HAS_RUNS,
+    NOTHING,
+    PREPARED,
+    Ask,
     Opened,
     RowLike,
     StoreDialect,
     Write,
     on_conflict_add,
 )
-from agentcredits.store.faults import READ_ONLY_STATE
-from agentcredits.store.tables import credit_accounts, credit_grants
+from agentcredits.store.faults import NOT_PREPARED_STATES, READ_ONLY_STATE
+
+if TYPE_CHECKING:
+    from agentcredits.store.libpq import Statement
+
+#: Accounts of which it is remembered that they have limits.
+MAX_REMEMBERED: Final = 10_000
 
 
 class PostgreSQLDialect(StoreDialect):
@@ -47,6 +48,10 @@ class PostgreSQLDialect(StoreDialect):
 
     name = "postgresql"
     mixes_accounts = False
+
+    def __init__(self) -> None:
+        #: Accounts that had limits when they were opened last: these are asked for in the first round trip.
+        self._limited: set[str] = set()
 
     def begin_write(self, connection: Connection, timeout_seconds: float) -> None:
         """Own transactions never wait longer than the time-out for a lock."""
@@ -69,27 +74,49 @@ class PostgreSQLDialect(StoreDialect):
         value: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
         return value.astimezone(UTC)
 
-    def open_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Opened:
+    def open_account(
+        self, connection: Connection, organization_id: str, timeout_seconds: float | None, ask: Ask = NOTHING
+    ) -> Opened:
         """Two statements: the lock, and what starts after it was got, so that its clock and its snapshot are new.
 
         ``timeout_seconds`` None leaves the lock's time-out alone (the transaction is the caller's). An own one sends
-        both, and its BEGIN, in one round trip.
+        both, its BEGIN, and what the operations name, in one round trip.
         """
-        place = {"organization": organization_id}
-        account: RowLike | None
-        rows: Sequence[RowLike]
-        if timeout_seconds is None:
+        place: dict[str, Any] = {"organization": organization_id}
+        if timeout_seconds is None or not is_psycopg(connection):
             tenancy.enter(connection, organization_id)
-            account = connection.execute(_ACCOUNT_LOCKED, place).mappings().first()
-            rows = connection.execute(_OPEN_GRANTS_AND_CLOCK, place).mappings().all()
-        else:
-            timed = {**place, "timeout": str(round(timeout_seconds * 1000))}
-            tenant = ((tenancy.SET_TENANT_SQL, place),) if tenancy.applies(connection) else ()
-            *_, locked, rows = run_raw(connection, *tenant, (_LOCK_SQL, timed), (_LOADS_SQL, place))
-            account = locked[0] if locked else None
-        first = rows[0]
-        grants = [row for row in rows if row["id"] is not None]
-        return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"], first["has_runs"])
+            if timeout_seconds is not None:
+                place["timeout"] = str(round(timeout_seconds * 1000))
+            statement = reads.ACCOUNT_LOCKED if timeout_seconds is None else reads.ACCOUNT_LOCKED_IN_TIME
+            account: RowLike | None = connection.execute(statement, place).mappings().first()
+            rows: Sequence[RowLike] = connection.execute(reads.OPEN_GRANTS_AND_CLOCK, place).mappings().all()
+            return _opened(account, rows)
+        from agentcredits.store import libpq
+
+        place |= {
+            "timeout": str(round(timeout_seconds * 1000)),
+            "holds": ask.hold_ids,
+            "scopes": [scope for scope, _ in ask.places],
+            "scope_ids": [scope_id for _, scope_id in ask.places],
+        }
+        tenant = (tenancy.SET_TENANT_SQL,) if tenancy.applies(connection) else ()
+        holds = (reads.HOLDS,) if ask.hold_ids else ()
+        limits = (reads.LIMITS_OF_HOLDS if ask.hold_ids else reads.LIMITS,) if organization_id in self._limited else ()
+        texts = (*tenant, reads.LOCK, reads.LOADS, *holds, *limits)
+        begin = libpq.begin(connection.connection.dbapi_connection)
+        found = run_own(
+            connection, *((statement, {}) for statement in begin), *((libpq.numbered(text), place) for text in texts)
+        )
+        found = found[len(begin) + len(tenant) :]
+        opened = _opened(found[0][0] if found[0] else None, found[1])
+        self._note_limited(organization_id, opened.has_limits)
+        return replace(opened, holds=found[2] if holds else None, limits=found[-1] if limits else None)
+
+    def _note_limited(self, organization_id: str, has_limits: bool) -> None:
+        if has_limits != (organization_id in self._limited):
+            if len(self._limited) >= MAX_REMEMBERED:
+                self._limited.clear()
+            (self._limited.add if has_limits else self._limited.discard)(organization_id)
 
     def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
         """All writes of a posting in one statement, however many rows; with ``last``, COMMIT goes out with it.
@@ -117,27 +144,22 @@ class PostgreSQLDialect(StoreDialect):
                     parameters[parameter] = value
                     forms.append((name, "value", parameter))
             shape.append((entry.table, entry.keys, entry.adds, tuple(forms)))
-        if is_own(connection):
-            # The same statement without SQLAlchemy's own work on fifty parameters.
-            for parameter in arrays.values():
-                parameters[parameter] = _array_literal(parameters[parameter])
-            run_raw(connection, (_write_sql(tuple(shape), "%({})s"), parameters), last=last)
+        if last and is_psycopg(connection):
+            from agentcredits.store import libpq
+
+            statement = libpq.numbered(_write_sql(tuple(shape), "%({})s"))
+            # commit() would wait for an answer of its own.
+            run_own(connection, (statement, parameters), (libpq.COMMIT, {}))
         else:
             for parameter in arrays.values():
                 parameters[parameter] = list(parameters[parameter])
             connection.execute(_write_statement(tuple(shape)), parameters)
 
 
-def _array_literal(column: Sequence[Any]) -> Any:
-    """An array as the text that PostgreSQL reads, where that is simple: psycopg looks at every single element."""
-    first = column[0]
-    if type(first) is str and None not in column:
-        elements = '","'.join(column)
-        if "\\" not in elements and elements.count('"') == 2 * (len(column) - 1):
-            return f'{{"{elements}"}}'
-    elif type(first) is int and None not in column:
-        return f"{{{','.join(map(str, column))}}}"
-    return list(column)
+def _opened(account: RowLike | None, rows: Sequence[RowLike]) -> Opened:
+    first = rows[0]
+    grants = [row for row in rows if row["id"] is not None]
+    return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"], first["has_runs"])
 
 
 _Form = Literal["null", "value", "array"]
@@ -214,39 +236,34 @@ _ARRAY_TYPES: Final = (
 )
 
 
-def run_raw(
-    connection: Connection, *statements: tuple[str, Mapping[str, Any]], last: bool = False
-) -> list[list[dict[str, Any]]]:
-    """Run statements on psycopg's own connection, in one round trip where libpq can; rows as mappings, times in UTC.
+def run_own(connection: Connection, *statements: tuple[Statement, Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Run statements of our own transaction in one round trip; rows as mappings, times in UTC.
 
     SQLAlchemy's part costs more than a statement of ours does. Its errors and its handling of lost connections stay.
-    With ``last`` the transaction is committed in the same round trip where that can be done; the caller commits anyway.
 
     Raises:
         DBAPIError: as ``Connection.execute`` would.
     """
     import psycopg
 
+    from agentcredits.store import libpq
+
     raw: Any = connection.connection.dbapi_connection
     if not connection.in_transaction():
-        # psycopg begins by itself; SQLAlchemy has to know that there is something to end.
+        # The transaction begins with what is sent; SQLAlchemy has to know that there is something to end.
         connection.begin()
     try:
-        if not (last or len(statements) > 1) or not psycopg.Pipeline.is_supported():
-            cursors = [raw.execute(sql, parameters) for sql, parameters in statements]
-        else:
-            with raw.pipeline():
-                cursors = [raw.execute(sql, parameters) for sql, parameters in statements]
-                if last:
-                    raw.execute("COMMIT", prepare=False)  # commit() would wait for an answer of its own
-        return [_rows(sql, cursor) for (sql, _), cursor in zip(statements, cursors, strict=True)]
+        return libpq.run(raw, connection.info.get(PREPARED), *statements)
     except psycopg.Error as error:
+        if error.sqlstate in NOT_PREPARED_STATES:
+            # A pooler gives each transaction another server connection.
+            connection.info.pop(PREPARED, None)
         # After a fail-over a connection to the old primary may live on: kept, it would refuse every write from now on.
         lost = connection.dialect.is_disconnect(cast("Any", error), raw, None) or error.sqlstate == READ_ONLY_STATE
         if lost:
             connection.invalidate(error)
         raise DBAPIError.instance(
-            statements[0][0],
+            statements[0][0].sql.decode(),
             None,
             error,
             psycopg.Error,
@@ -256,60 +273,10 @@ def run_raw(
         ) from error
 
 
-#: The columns of our few reading statements: psycopg describes them anew with every result.
-_names: Final[dict[str, list[str]]] = {}
+def is_psycopg(connection: Connection) -> bool:
+    """Whether psycopg's own connection can be used."""
+    return connection.dialect.driver == "psycopg"
 
 
-def _rows(sql: str, cursor: Any) -> list[dict[str, Any]]:
-    if not cursor.pgresult.nfields:
-        return []
-    names = _names.get(sql)
-    if names is None:
-        names = _names[sql] = [column.name for column in cursor.description]
-    return [
-        {
-            name: value.astimezone(UTC) if isinstance(value, datetime) else value
-            for name, value in zip(names, row, strict=True)
-        }
-        for row in cursor.fetchall()
-    ]
-
-
-def is_own(connection: Connection) -> bool:
-    """Whether psycopg's own connection can be used: not in a session of the caller's, which may run another driver."""
-    return connection.dialect.driver == "psycopg" and not connection.in_nested_transaction()
-
-
-_ACCOUNT_LOCKED: Final = ACCOUNT.with_for_update(key_share=True)
-_TIMEOUT: Final = (
-    select(
-        func.set_config(literal_column("'lock_timeout'"), bindparam("timeout"), literal_column("true")).label(
-            "lock_timeout"
-        )
-    )
-    .cte("timeout_setting")
-    .prefix_with("MATERIALIZED")
-)
-_ACCOUNT_LOCKED_IN_TIME: Final = (
-    select(credit_accounts)
-    .select_from(credit_accounts.join(_TIMEOUT, _TIMEOUT.c.lock_timeout.is_not(None)))
-    .where(credit_accounts.c.organization_id == bindparam("organization"))
-    .with_for_update(key_share=True, of=credit_accounts)
-)
-_ONE: Final = select(literal_column("1").label("one")).subquery("one")
-_OPEN_GRANTS_AND_CLOCK: Final = select(
-    func.clock_timestamp().label("read_at"),
-    HAS_LIMITS.label("has_limits"),
-    HAS_RUNS.label("has_runs"),
-    credit_grants,
-).select_from(
-    _ONE.outerjoin(
-        credit_grants, and_(credit_grants.c.organization_id == bindparam("organization"), credit_grants.c.is_open)
-    )
-)
-
-
-# As psycopg takes them.
-_PSYCOPG: Final = psycopg_dialect()  # type: ignore[no-untyped-call]
-_LOCK_SQL: Final = str(_ACCOUNT_LOCKED_IN_TIME.compile(dialect=_PSYCOPG))
-_LOADS_SQL: Final = str(_OPEN_GRANTS_AND_CLOCK.compile(dialect=_PSYCOPG))
+#: Where a connection remembers what is prepared on it.
+_PREPARED: Final = "agentcredits_prepared"

@@ -123,10 +123,11 @@ def _decide_account(
 ) -> Decided:
     ledger = Ledger(organization_id)
     created, all_booked = False, True
-    opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
+    ask = loading.asked_by(operations)
+    opened = dialect.open_account(connection, organization_id, lock_timeout_seconds, ask)
     if opened.account is None and any(operation.creates_account for operation in operations):
         _create_account(connection, dialect, organization_id, clock)
-        opened = dialect.open_account(connection, organization_id, lock_timeout_seconds)
+        opened = dialect.open_account(connection, organization_id, lock_timeout_seconds, ask)
         created = True
     ledger.account = None if opened.account is None else records.read_account(opened.account)
     # The clock was read after the lock: a value from before the wait would be old.
@@ -136,9 +137,9 @@ def _decide_account(
         for grant in opened.grants:
             ledger.grants[grant["id"]] = records.read_grant(grant)
         loading.load_due_holds(connection, ledger, now)
-        loading.load_named(connection, ledger, operations, fresh=fresh)
+        loading.load_named(connection, ledger, operations, ask, opened, fresh=fresh)
         if opened.has_limits:
-            loading.load_limits(connection, ledger, operations)
+            loading.load_limits(connection, ledger, operations, ask, opened.limits)
         if opened.has_runs:
             run_records.load_runs(connection, ledger, operations, now)
         loading.load_existing(connection, ledger, operations, now)

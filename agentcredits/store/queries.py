@@ -88,11 +88,11 @@ def view(
         loading.load_due_holds(connection, ledger, now)
         loading.load_recurring(connection, ledger, now)
         if planned is not None:
-            loading.load_limits(connection, ledger, planned)
+            loading.load_limits(connection, ledger, planned, loading.asked_by(planned))
             run_records.load_runs(connection, ledger, planned, now, run_ids)
         book_due(ledger, now)
     elif planned is not None:
-        loading.load_limits(connection, ledger, planned)
+        loading.load_limits(connection, ledger, planned, loading.asked_by(planned))
         run_records.load_runs(connection, ledger, planned, now, run_ids)
     runs.book_due(ledger, now)
     return ledger, ledger.account, now

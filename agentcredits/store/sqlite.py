@@ -5,17 +5,31 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final, cast
 
-from sqlalchemy import Boolean, Connection, Select, Table
+from sqlalchemy import BindParameter, Boolean, Connection, Select, Table, and_, bindparam, select, text
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite as sqlite3_dialect
 from sqlalchemy.exc import DBAPIError
 
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
-from agentcredits.store.dialects import ACCOUNT, OPEN_GRANTS, USES, Opened, StoreDialect, Write, on_conflict_add
+from agentcredits.store.dialects import (
+    ACCOUNT,
+    LIMIT_COUNTERS,
+    NOTHING,
+    OPEN_GRANTS,
+    USES,
+    Ask,
+    Opened,
+    RowLike,
+    StoreDialect,
+    Write,
+    on_conflict_add,
+)
+from agentcredits.store.tables import credit_limit_usage, credit_limits, credit_reservations
 
 
 class SQLiteDialect(StoreDialect):
@@ -60,15 +74,38 @@ class SQLiteDialect(StoreDialect):
         if not raw.in_transaction:
             connection.exec_driver_sql("BEGIN")
 
-    def open_account(self, connection: Connection, organization_id: str, timeout_seconds: float | None) -> Opened:
+    def open_account(
+        self, connection: Connection, organization_id: str, timeout_seconds: float | None, ask: Ask = NOTHING
+    ) -> Opened:
         """The transaction has the lock already."""
         if not is_own(connection):
             return super().open_account(connection, organization_id, timeout_seconds)
-        accounts = _read(connection, _ACCOUNT, organization_id)
-        grants = _read(connection, _GRANTS, organization_id)
+        accounts = _read(connection, _ACCOUNT, (organization_id,))
+        grants = _read(connection, _GRANTS, (organization_id,))
         ((has_limits, has_runs),) = run_raw(connection, _USES_SQL, (organization_id, organization_id))
         account = accounts[0] if accounts else None
         return Opened(account, grants, self.now(connection), bool(has_limits), bool(has_runs))
+
+    def read_holds(self, connection: Connection, organization_id: str, ids: Collection[str]) -> Sequence[RowLike]:
+        """The named reservations."""
+        if not is_own(connection):
+            return super().read_holds(connection, organization_id, ids)
+        return _read(connection, _HOLDS, (organization_id, *sorted(ids)), f"({_marks(len(ids))})")
+
+    def read_limits(
+        self,
+        connection: Connection,
+        organization_id: str,
+        places: Collection[tuple[str, str]],
+        ids: Collection[str],
+    ) -> Sequence[RowLike]:
+        """The limits over places, those for each included, and those with these ids; with the places' counters."""
+        if not is_own(connection):
+            return super().read_limits(connection, organization_id, places, ids)
+        counted = sorted({scope_id for _, scope_id in places})
+        values = (*counted, organization_id, *chain.from_iterable(sorted(places)), *sorted(ids))
+        marks = (_marks(len(counted)), ", ".join(["(?, ?)"] * len(places)), _marks(len(ids)))
+        return _read(connection, _LIMITS, values, *marks)
 
     def write(self, connection: Connection, writes: Sequence[Write], *, last: bool = False) -> None:
         """All writes of a posting, a statement for each table; there are no round trips to save."""
@@ -153,8 +190,8 @@ def _time(text: str) -> datetime:
 class _Reading:
     """A statement on one table, as sqlite3 takes it, and what its columns are."""
 
-    def __init__(self, statement: Select[Any]) -> None:
-        self.sql = str(statement.compile(dialect=_SQLITE3))
+    def __init__(self, statement: Select[Any], condition: str = "") -> None:
+        self.sql = str(statement.compile(dialect=_SQLITE3)) + condition
         self.names = [column.name for column in statement.selected_columns]
         kinds = [column.type for column in statement.selected_columns]
         self.times = [name for name, kind in zip(self.names, kinds, strict=True) if isinstance(kind, UtcDateTime)]
@@ -172,11 +209,41 @@ class _Reading:
             yield row
 
 
-def _read(connection: Connection, reading: _Reading, organization_id: str) -> list[Mapping[str, Any]]:
-    return list(reading.rows(run_raw(connection, reading.sql, (organization_id,))))
+def _read(connection: Connection, reading: _Reading, values: Sequence[Any], *marks: str) -> list[Mapping[str, Any]]:
+    return list(reading.rows(run_raw(connection, reading.sql.format(*marks), values)))
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
 
 
 _SQLITE3: Final = sqlite3_dialect(paramstyle="qmark")
 _ACCOUNT: Final = _Reading(ACCOUNT)
 _GRANTS: Final = _Reading(OPEN_GRANTS)
+_OWNER: Final[BindParameter[str]] = bindparam("organization")
+_HOLDS: Final = _Reading(
+    select(credit_reservations).where(credit_reservations.c.organization_id == _OWNER),
+    # How many ids there are.
+    f" AND {credit_reservations.name}.id IN {{}}",
+)
+_LIMITS: Final = _Reading(
+    select(
+        credit_limits,
+        credit_limit_usage.c.scope_id.label("counted_id"),
+        *(credit_limit_usage.c[name] for name in LIMIT_COUNTERS),
+    )
+    .select_from(
+        credit_limits.outerjoin(
+            credit_limit_usage,
+            and_(
+                credit_limit_usage.c.organization_id == credit_limits.c.organization_id,
+                credit_limit_usage.c.limit_id == credit_limits.c.id,
+                text(f"{credit_limit_usage.name}.scope_id IN ({{}})"),
+            ),
+        )
+    )
+    .where(credit_limits.c.organization_id == _OWNER),
+    f" AND ({credit_limits.name}.scope_id = '' OR ({credit_limits.name}.scope, {credit_limits.name}.scope_id) IN"
+    f" (VALUES {{}}) OR {credit_limits.name}.id IN ({{}}))",
+)
 _USES_SQL: Final = str(USES.compile(dialect=_SQLITE3))
