@@ -68,7 +68,10 @@ class Price:
 
 def choose(rows: Iterable[CostRow], now: datetime) -> CostRow | None:
     """The row that applies at ``now`` (valid_from <= now < valid_until), or None."""
-    return max((row for row in rows if in_force(row, now)), key=_precedence, default=None)
+    candidates = [row for row in rows if in_force(row, now)]
+    if len(candidates) > 1:
+        return max(candidates, key=_precedence)
+    return candidates[0] if candidates else None
 
 
 def in_force(row: CostRow, now: datetime) -> bool:
@@ -148,7 +151,12 @@ def price(
         ) from error
     if cost_micros == 0:
         return _free(row, name, context)
-    return Price(multiply_up(cost_micros, quantity), as_of=dated)
+    return _flat(cost_micros, quantity, dated)
+
+
+@lru_cache(maxsize=1024)
+def _flat(cost_micros: int, quantity: Decimal, as_of: date | None) -> Price:
+    return Price(multiply_up(cost_micros, quantity), as_of=as_of)
 
 
 @lru_cache(maxsize=1024, typed=True)

@@ -26,13 +26,16 @@ class Pending:
     __slots__ = ("_claim", "answer", "lock", "operation", "settlement", "started")
 
     def __init__(self, operation: Operation, *, settlement: bool = False) -> None:
+        self._prepare(operation, settlement)
+        self.lock = _thread.allocate_lock()
+        self.lock.acquire()
+
+    def _prepare(self, operation: Operation, settlement: bool) -> None:
         self.operation = operation
         #: A hold's settlement is never dropped, whoever waits for it, and is retried when the store is away.
         self.settlement = settlement
         self.started = False
         self.answer: Answer | None = None
-        self.lock = _thread.allocate_lock()
-        self.lock.acquire()
         self._claim: deque[None] = deque((None,))
 
     def claim(self) -> bool:
@@ -59,9 +62,12 @@ class AsyncPending(Pending):
     __slots__ = ("future", "loop")
 
     def __init__(self, operation: Operation, loop: asyncio.AbstractEventLoop, *, settlement: bool = False) -> None:
-        super().__init__(operation, settlement=settlement)
+        self._prepare(operation, settlement)
         self.loop = loop
         self.future: asyncio.Future[Any] = loop.create_future()
+
+    def wake(self) -> None:
+        """Its loop is told once for the whole batch: see ``resolve``."""
 
 
 def resolve(pendings: list[AsyncPending]) -> None:

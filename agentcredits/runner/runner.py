@@ -11,11 +11,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -141,17 +142,17 @@ class Runner:
         """
         return self._wait(Pending(operation))
 
-    async def apost(self, operation: Operation) -> Outcome:
+    def apost(self, operation: Operation) -> Awaitable[Outcome]:
         """Coroutine door. A cancelled wait means "not started, or finished"; a hold made for nobody is released."""
-        return await self._await(AsyncPending(operation, _running_loop()))
+        return self._await(AsyncPending(operation, _running_loop()))
 
     def settle(self, operation: Commit | Release) -> Outcome:
         """Blocking settlement that cannot be lost; :class:`Deferred` when the store is away."""
         return self._wait(Pending(operation, settlement=True))
 
-    async def asettle(self, operation: Commit | Release) -> Outcome:
+    def asettle(self, operation: Commit | Release) -> Awaitable[Outcome]:
         """Settlement from a coroutine: queued before the first await, so that cancelling the wait loses nothing."""
-        return await self._await(AsyncPending(operation, _running_loop(), settlement=True))
+        return self._await(AsyncPending(operation, _running_loop(), settlement=True))
 
     def settle_in_background(self, operation: Commit | Release) -> None:
         """Queue a settlement and go on; safe in finalizers and signal handlers."""
@@ -497,10 +498,15 @@ class Runner:
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
+    return _loops()()
+
+
+@cache
+def _loops() -> Callable[[], asyncio.AbstractEventLoop]:
     # Imported by whoever runs a loop; blocking programs are spared it.
     import asyncio
 
-    return asyncio.get_running_loop()
+    return asyncio.get_running_loop
 
 
 async def in_fresh_thread(function: Callable[[], T]) -> T:

@@ -69,10 +69,15 @@ def fingerprint(
         amount_micros if explicit_amount else None,
         activity.agent_type,
         activity.action,
-        None if activity.quantity is None else f"{activity.quantity.normalize():f}",
+        None if activity.quantity is None else _quantity_text(activity.quantity),
         activity.dimensions_json,
         overage,
     )
+
+
+@lru_cache(maxsize=1024)
+def _quantity_text(quantity: Decimal) -> str:
+    return f"{quantity.normalize():f}"
 
 
 #: Most charges of a process repeat a payload that it has charged a moment ago.

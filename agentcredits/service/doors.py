@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from agentcredits import hooks
@@ -39,6 +40,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NO_SCOPES: Final = Scopes()
+
+
+def _activity(
+    agent_type: str | None,
+    action: str | None,
+    quantity: Any,
+    dimensions: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+    scopes: Scopes,
+    pricing: Pricing,
+) -> ops.Activity:
+    return ops.Activity(
+        agent_type=None if agent_type is None else check_text(agent_type, name="agent_type"),
+        action=None if action is None else check_text(action, name="action"),
+        quantity=None if quantity is None else price_rules.parse_quantity(quantity),
+        dimensions_json=encode_json(dimensions, name="dimensions"),
+        metadata_json=encode_json(metadata, name="metadata"),
+        scopes=scopes,
+        pricing=pricing,
+    )
+
+
+_same_activity = lru_cache(maxsize=4096)(_activity)
 
 
 class Doors:
@@ -96,9 +120,9 @@ class Doors:
         """Blocking door."""
         return drive(steps, self._perform)
 
-    async def arun(self, steps: Steps[T]) -> T:
+    def arun(self, steps: Steps[T]) -> Awaitable[T]:
         """Coroutine door; the event loop is never blocked."""
-        return await adrive(steps, self._aperform)
+        return adrive(steps, self._aperform)
 
     def run_in_session(self, steps: Steps[T], target: session.Target) -> T:
         """Drive steps on the caller's own connection; see ``session``."""
@@ -122,18 +146,19 @@ class Doors:
                 session.refuse_if_locked(self.lease.url, None)
                 return runner.write(function, organization_id=organization_id)
 
-    async def _aperform(self, effect: Effect) -> Any:
-        runner = self.runner
+    def _aperform(self, effect: Effect) -> Awaitable[Any]:
+        lease = self.lease
+        runner = lease.runner
         match effect:
             case Post(operation):
-                session.refuse_if_locked(self.lease.url, operation.organization_id)
-                return await runner.apost(operation)
+                session.refuse_if_locked(lease.url, operation.organization_id)
+                return runner.apost(operation)
             case Settle(operation):
-                return await runner.asettle(operation)
+                return runner.asettle(operation)
             case Read(function, organization_id, topic):
-                return await runner.aread(function, organization_id=organization_id, topic=topic)
+                return runner.aread(function, organization_id=organization_id, topic=topic)
             case Write():
-                return await runner.acall(lambda: self._perform(effect))
+                return runner.acall(lambda: self._perform(effect))
 
     def close(self) -> None:
         """Give the share of the runner back; the last service to close books what is queued."""
@@ -261,15 +286,12 @@ class Doors:
         scopes: Scopes | None,
         pricing: Pricing,
     ) -> ops.Activity:
-        return ops.Activity(
-            agent_type=None if agent_type is None else check_text(agent_type, name="agent_type"),
-            action=None if action is None else check_text(action, name="action"),
-            quantity=None if quantity is None else price_rules.parse_quantity(quantity),
-            dimensions_json=encode_json(dimensions, name="dimensions"),
-            metadata_json=encode_json(metadata, name="metadata"),
-            scopes=scopes or _NO_SCOPES,
-            pricing=pricing,
-        )
+        scopes = scopes or _NO_SCOPES
+        plain = type(agent_type) is type(action) is str and type(quantity) is int and dimensions is metadata is None
+        if plain and scopes.request_id is scopes.run_id is None:
+            # Nearly every charge of a process is like one before; with ids of a request or run no two are alike.
+            return _same_activity(agent_type, action, quantity, None, None, scopes, pricing)
+        return _activity(agent_type, action, quantity, dimensions, metadata, scopes, pricing)
 
     def reservation_record(self, organization_id: str, outcome: Outcome) -> ReservationRecord:
         """The public record of a hold's outcome."""

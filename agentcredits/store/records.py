@@ -104,7 +104,6 @@ _ROW_PLAIN = (
 _ROW_STORED = ("type", "pricing", *_ROW_PLAIN)
 _KEY = ("kind", "key", "fingerprint", "result_id", "created_at")
 _DETAILS = ("user_id", "request_id", "reason", "dimensions", "metadata")
-_ROW_PUBLIC = (*_ROW_PLAIN, "user_id", "request_id", "reason")
 _HOLD_PUBLIC = tuple(name for name in _HOLD_PLAIN if name not in ("dimensions", "metadata", "observed"))
 _HOLD_CHANGING = (
     "expires_at",
@@ -127,7 +126,6 @@ _hold_public = attrgetter(*_HOLD_PUBLIC)
 _hold_changing = attrgetter(*_HOLD_CHANGING)
 _row_stored = attrgetter("type._value_", "pricing._value_", *_ROW_PLAIN)
 _key = attrgetter(*_KEY)
-_row_public = attrgetter(*_ROW_PUBLIC)
 _details = attrgetter(*_DETAILS)
 
 
@@ -380,15 +378,35 @@ def detail_values(organization_id: str, row: Row) -> Values | None:
 
 def public_row(organization_id: str, row: Row, *, replayed: bool = False) -> Transaction:
     """The record that callers get."""
+    # Every charge comes by here: one call with all names is the fastest.
     return Transaction(
         organization_id=organization_id,
+        id=row.id,
+        seq=row.seq,
         type=row.type,
+        amount_micros=row.amount_micros,
+        balance_after_micros=row.balance_after_micros,
+        created_at=row.created_at,
+        agent_type=row.agent_type,
+        action=row.action,
+        quantity=row.quantity,
+        project_id=row.project_id,
+        department_id=row.department_id,
+        user_id=row.user_id,
+        request_id=row.request_id,
+        run_id=row.run_id,
+        reservation_id=row.reservation_id,
+        grant_id=row.grant_id,
+        refund_of=row.refund_of,
+        idempotency_key=row.idempotency_key,
+        uncollected_micros=row.uncollected_micros,
         pricing=row.pricing,
+        late=row.late,
+        reason=row.reason,
         dimensions=json.loads(row.dimensions) if row.dimensions else {},
         metadata=json.loads(row.metadata) if row.metadata else {},
         allocations=row.allocations,
         replayed=replayed,
-        **dict(zip(_ROW_PUBLIC, _row_public(row), strict=True)),
     )
 
 
