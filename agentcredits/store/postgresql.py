@@ -212,7 +212,9 @@ def _write_part(
         insertion = f"INSERT INTO {table.name} AS t ({', '.join(terms)}) {rows}"
         return insertion + on_conflict_add(keys, adds) if adds else insertion
     assignments = ", ".join(f"{name} = {term}" for name, term in terms.items() if name not in keys)
-    condition = " AND ".join(f"t.{key} = {terms[key]}" for key in keys)
+    # Said twice, so that the rows are found by their keys whatever PostgreSQL believes of the table's size.
+    found = [f"t.{key} = ANY(CAST({sent[key]} AS {_array_type(table, key)}))" for key in keys if key in arrays]
+    condition = " AND ".join([*(f"t.{key} = {terms[key]}" for key in keys), *found])
     return f"UPDATE {table.name} AS t SET {assignments}{source} WHERE {condition}"  # noqa: S608
 
 
