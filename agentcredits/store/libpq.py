@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import select
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -161,25 +161,30 @@ def _send(pgconn: Any) -> None:
             pgconn.consume_input()
 
 
-#: The columns of our few reading statements.
-_columns: Final[dict[bytes, tuple[str, ...]]] = {}
+#: The columns of our few reading statements, and which of them are times.
+_columns: Final[dict[bytes, tuple[tuple[str, ...], tuple[int, ...]]]] = {}
+_TIMESTAMPTZ: Final = 1184
 
 
 def _rows(raw: Any, statement: Statement, result: Any) -> list[dict[str, Any]]:
     if not result.nfields:
         return []
-    names = _columns.get(statement.sql)
-    if names is None:
-        names = _columns[statement.sql] = tuple(result.fname(place).decode() for place in range(result.nfields))
+    known = _columns.get(statement.sql)
+    if known is None:
+        places = range(result.nfields)
+        names = tuple(result.fname(place).decode() for place in places)
+        known = names, tuple(place for place in places if result.ftype(place) == _TIMESTAMPTZ)
+        _columns[statement.sql] = known
+    names, times = known
     transformer = Transformer(raw)
     transformer.set_pgresult(result)
-    return [
-        {
-            name: value.astimezone(UTC) if type(value) is datetime else value
-            for name, value in zip(names, row, strict=True)
-        }
-        for row in transformer.load_rows(0, result.ntuples, tuple)
-    ]
+    found = []
+    for values in transformer.load_rows(0, result.ntuples, list):
+        for place in times:
+            if values[place] is not None:
+                values[place] = values[place].astimezone(UTC)
+        found.append(dict(zip(names, values, strict=True)))
+    return found
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -189,20 +194,15 @@ def to_text(value: Any, encoding: str) -> bytes | None:
     """A value as PostgreSQL reads it."""
     if value is None:
         return None
-    return (array_text(value) if isinstance(value, list | tuple) else _plain(value)).encode(encoding)
+    text: str = _TEXTS.get(type(value), _text)(value)
+    return text.encode(encoding)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return f"{value:f}"
+def _text(value: Any) -> str:
+    """Also of what is derived from the plain types."""
+    for kind, text in _TEXTS.items():
+        if isinstance(value, kind):
+            return text(value)
     raise TypeError(f"{type(value).__name__} is not a value of this schema")
 
 
@@ -221,8 +221,19 @@ def array_text(column: Sequence[Any]) -> str:
 def _element(value: Any) -> str:
     if value is None:
         return "NULL"
-    text = _plain(value)
+    text = _TEXTS.get(type(value), _text)(value)
     if not isinstance(value, str | datetime):
         return text
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{quoted}"'
+
+
+_TEXTS: Final[dict[type, Callable[[Any], str]]] = {
+    str: str,
+    bool: lambda value: "t" if value else "f",
+    int: str,
+    datetime: datetime.isoformat,
+    Decimal: "{:f}".format,
+    tuple: array_text,
+    list: array_text,
+}

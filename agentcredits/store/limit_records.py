@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 from decimal import Decimal
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -38,14 +39,7 @@ _usage = attrgetter(*LIMIT_COUNTERS)
 def read_limit(row: RowLike) -> LimitState:
     """A credit_limits row as state; what plain SQL made unreadable is noted, not raised."""
     unit = LimitUnit(row["unit"])
-    amount, unusable = 0, None
-    warn_at: tuple[int, ...] = ()
-    try:
-        amount = limit_amount(row["amount"], unit)
-        Window.parse(row["window_text"])
-        warn_at = read_warn_at(row["warn_at"])
-    except CreditsError as error:
-        unusable = error.message
+    amount, warn_at, unusable = _read_terms(str(row["amount"]), unit, row["window_text"], row["warn_at"])
     return LimitState(
         id=row["id"],
         scope=LimitScope(row["scope"]),
@@ -59,6 +53,20 @@ def read_limit(row: RowLike) -> LimitState:
         warn_at=warn_at,
         unusable=unusable,
     )
+
+
+@lru_cache(maxsize=4096)
+def _read_terms(
+    amount: str, unit: LimitUnit, window_text: str, warn_at: str | None
+) -> tuple[int, tuple[int, ...], str | None]:
+    """Amount, thresholds, and what cannot be read of them; remembered, for every posting reads them again."""
+    known = 0
+    try:
+        known = limit_amount(amount, unit)
+        Window.parse(window_text)
+        return known, read_warn_at(warn_at), None
+    except CreditsError as error:
+        return known, (), error.message
 
 
 def limit_amount(value: Any, unit: LimitUnit) -> int:

@@ -11,7 +11,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, text
+from sqlalchemy import Connection, Table, bindparam, delete, text
 
 from agentcredits.clock import Clock
 from agentcredits.rules import rollups, runs
@@ -22,7 +22,7 @@ from agentcredits.rules.posting import decide, decide_next
 from agentcredits.rules.state import Ledger, Row
 from agentcredits.store import limit_records, loading, records, recurring_records, run_records
 from agentcredits.store.columns import UtcDateTime
-from agentcredits.store.dialects import StoreDialect, Write, dialect_of
+from agentcredits.store.dialects import Columns, Rows, StoreDialect, Write, dialect_of
 from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
@@ -216,77 +216,89 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
         for table, column in ((credit_limit_usage, "limit_id"), (credit_limits, "id")):
             connection.execute(delete(table).where(table.c.organization_id == owner, table.c[column].in_(gone)))
     key = ("organization_id", "id")
-    rows = changes.rows
-    details = (records.detail_values(owner, row) for row in rows)
-    grants, holds, keys, limits, usage = ledger.grants, ledger.holds, ledger.keys, ledger.limits, ledger.usage
+    writes = _Writes()
     # The rows of one write have the same columns; what changes seldom is a column only of those that it changed for.
+    if changes.account:
+        standing, features = changes.standing, changes.account_features
+        writes.add(credit_accounts, [records.account_changes(account, standing=standing, features=features)], key[:1])
+    if changes.new_grants or changes.grants:
+        _add_grants(writes, ledger)
+    if changes.new_holds or changes.holds:
+        _add_holds(writes, ledger)
+    if changes.rows:
+        rows = changes.rows
+        writes.add(credit_transactions, records.row_columns(owner, rows))
+        writes.add(credit_transaction_allocations, records.allocation_columns(owner, rows))
+        writes.add(credit_transaction_details, list(filter(None, (records.detail_values(owner, row) for row in rows))))
+        sums = sorted(rollups.totals(rows).items())
+        totals = [limit_records.rollup_values(owner, place, total) for place, total in sums]
+        writes.add(usage_rollups, totals, ("organization_id", "day", "bucket"), limit_records.ROLLUP_SUMS)
+    if changes.new_keys or changes.keys:
+        _add_keys(writes, ledger)
+    if ledger.limits or changes.usage or changes.crossings or changes.denials:
+        _add_limits(writes, ledger)
+    if ledger.runs or ledger.recurring:
+        _add_runs(writes, ledger)
+    return writes
+
+
+class _Writes(list[Write]):
+    def add(self, table: Table, rows: Rows | Columns, keys: tuple[str, ...] = (), adds: tuple[str, ...] = ()) -> None:
+        """Add a write, unless it has no rows."""
+        if rows:
+            self.append(Write(table, rows, keys, adds))
+
+
+def _add_grants(writes: _Writes, ledger: Ledger) -> None:
+    changes, owner, grants, key = ledger.changes, ledger.organization_id, ledger.grants, ("organization_id", "id")
     repaid = changes.repaid - changes.new_grants
-    forced = {id_ for id_ in changes.holds if holds[id_].forced}
-    account_rows = (
-        [records.account_changes(account, standing=changes.standing, features=changes.account_features)]
-        if changes.account
-        else []
+    writes.add(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)])
+    writes.add(
+        credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants - repaid)], key
     )
-    writes = [
-        Write(credit_accounts, account_rows, key[:1]),
-        Write(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)]),
-        Write(
-            credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants - repaid)], key
-        ),
-        Write(credit_grants, [records.grant_changes(owner, grants[id_], repaid=True) for id_ in sorted(repaid)], key),
-        Write(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)]),
-        Write(
-            credit_reservations,
-            [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds - forced)],
-            key,
-        ),
-        Write(
-            credit_reservations,
-            [records.hold_changes(owner, holds[id_], forced=True) for id_ in sorted(forced)],
-            key,
-        ),
-        Write(credit_transactions, records.row_columns(owner, rows)),
-        Write(credit_transaction_allocations, records.allocation_columns(owner, rows)),
-        Write(credit_transaction_details, [values for values in details if values is not None]),
-        Write(idempotency_keys, records.key_columns(owner, map(keys.__getitem__, sorted(changes.new_keys)))),
-        Write(
-            idempotency_keys,
-            records.key_columns(owner, map(keys.__getitem__, sorted(changes.keys))),
-            ("organization_id", "kind", "key"),
-        ),
-        Write(
-            usage_rollups,
-            [limit_records.rollup_values(owner, place, total) for place, total in sorted(rollups.totals(rows).items())],
-            ("organization_id", "day", "bucket"),
-            adds=limit_records.ROLLUP_SUMS,
-        ),
-        Write(credit_limits, [limit_records.limit_values(owner, limits[id_]) for id_ in sorted(changes.new_limits)]),
-        Write(credit_limits, [limit_records.limit_changes(owner, limits[id_]) for id_ in sorted(changes.limits)], key),
-        Write(
-            credit_limit_usage,
-            [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.new_usage)],
-        ),
-        Write(
-            credit_limit_usage,
-            [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.usage)],
-            ("organization_id", "limit_id", "scope_id"),
-        ),
-        Write(credit_runs, [run_records.run_values(owner, ledger.runs[id_]) for id_ in sorted(changes.new_runs)]),
-        Write(
-            credit_runs,
-            [run_records.run_changes(owner, ledger.runs[id_]) for id_ in sorted(changes.runs)],
-            ("organization_id", "run_id"),
-        ),
-        Write(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings]),
-        Write(
-            recurring_grants,
-            [recurring_records.recurring_values(owner, ledger.recurring[id_]) for id_ in sorted(changes.new_recurring)],
-        ),
-        Write(
-            recurring_grants,
-            [recurring_records.recurring_changes(owner, ledger.recurring[id_]) for id_ in sorted(changes.recurring)],
-            key,
-        ),
-        Write(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials]),
-    ]
-    return [entry for entry in writes if entry.rows]
+    writes.add(credit_grants, [records.grant_changes(owner, grants[id_], repaid=True) for id_ in sorted(repaid)], key)
+
+
+def _add_holds(writes: _Writes, ledger: Ledger) -> None:
+    changes, owner, holds, key = ledger.changes, ledger.organization_id, ledger.holds, ("organization_id", "id")
+    forced = {id_ for id_ in changes.holds if holds[id_].forced}
+    writes.add(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)])
+    writes.add(
+        credit_reservations, [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds - forced)], key
+    )
+    writes.add(
+        credit_reservations, [records.hold_changes(owner, holds[id_], forced=True) for id_ in sorted(forced)], key
+    )
+
+
+def _add_keys(writes: _Writes, ledger: Ledger) -> None:
+    changes, owner, stored = ledger.changes, ledger.organization_id, ledger.keys.__getitem__
+    writes.add(idempotency_keys, records.key_columns(owner, map(stored, sorted(changes.new_keys))))
+    again = records.key_columns(owner, map(stored, sorted(changes.keys)))
+    writes.add(idempotency_keys, again, ("organization_id", "kind", "key"))
+
+
+def _add_limits(writes: _Writes, ledger: Ledger) -> None:
+    changes, owner, limits, usage = ledger.changes, ledger.organization_id, ledger.limits, ledger.usage
+    of_limit, of_usage = ("organization_id", "id"), ("organization_id", "limit_id", "scope_id")
+    writes.add(credit_limits, [limit_records.limit_values(owner, limits[id_]) for id_ in sorted(changes.new_limits)])
+    writes.add(
+        credit_limits, [limit_records.limit_changes(owner, limits[id_]) for id_ in sorted(changes.limits)], of_limit
+    )
+    writes.add(
+        credit_limit_usage, [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.new_usage)]
+    )
+    counted = [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.usage)]
+    writes.add(credit_limit_usage, counted, of_usage)
+    writes.add(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings])
+    writes.add(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials])
+
+
+def _add_runs(writes: _Writes, ledger: Ledger) -> None:
+    changes, owner, runs, recurring = ledger.changes, ledger.organization_id, ledger.runs, ledger.recurring
+    of_run, key = ("organization_id", "run_id"), ("organization_id", "id")
+    writes.add(credit_runs, [run_records.run_values(owner, runs[id_]) for id_ in sorted(changes.new_runs)])
+    writes.add(credit_runs, [run_records.run_changes(owner, runs[id_]) for id_ in sorted(changes.runs)], of_run)
+    values, changed = recurring_records.recurring_values, recurring_records.recurring_changes
+    writes.add(recurring_grants, [values(owner, recurring[id_]) for id_ in sorted(changes.new_recurring)])
+    writes.add(recurring_grants, [changed(owner, recurring[id_]) for id_ in sorted(changes.recurring)], key)

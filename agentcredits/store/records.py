@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -293,11 +294,21 @@ def read_hold(row: RowLike) -> HoldState:
     return HoldState(
         state=ReservationState(row["state"]),
         pricing=Pricing(row["pricing"]),
-        allocations=tuple(Allocation(grant_id, micros) for grant_id, micros in json.loads(row["allocations"])),
-        limits=tuple(json.loads(row["limits"])) if row["limits"] else (),
+        allocations=_read_parts(row["allocations"]),
+        limits=_read_ids(row["limits"]) if row["limits"] else (),
         forced=row["forced"],
         **plain,
     )
+
+
+@lru_cache(maxsize=1024)
+def _read_parts(text: str) -> tuple[Allocation, ...]:
+    return tuple(Allocation(grant_id, micros) for grant_id, micros in json.loads(text))
+
+
+@lru_cache(maxsize=1024)
+def _read_ids(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def hold_values(organization_id: str, hold: HoldState) -> Values:
@@ -431,6 +442,9 @@ def _columns(organization_id: str, names: Sequence[str], rows: Iterable[tuple[An
 
 def exact(value: Any) -> Decimal | None:
     """A number without the column's trailing zeros, the same on every database."""
-    if value is None:
-        return None
+    return None if value is None else _exact(value)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _exact(value: Any) -> Decimal:
     return Decimal(f"{Decimal(value).normalize():f}")

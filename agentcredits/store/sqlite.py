@@ -118,7 +118,12 @@ class SQLiteDialect(StoreDialect):
             if entry.keys and not entry.adds:
                 # The key comes last, as in the statement.
                 names = (*(name for name in names if name not in entry.keys), *entry.keys)
-            rows = zip(*(_stored(entry.table, name, columns[name]) for name in names), strict=True)
+            stored = [columns[name] for name in names]
+            for place, to_text in _conversions(entry.table, names):
+                # Most of a posting's times and quantities are the same.
+                known = {value: to_text(value) for value in set(stored[place]) if value is not None}
+                stored[place] = [known.get(value) for value in stored[place]]
+            rows = zip(*stored, strict=True)
             run_raw(connection, _write_sql(entry.table, names, entry.keys, entry.adds), list(rows), many=True)
 
 
@@ -162,21 +167,17 @@ def _write_sql(table: Table, names: tuple[str, ...], keys: tuple[str, ...], adds
 # -- values, as SQLAlchemy's types store them --------------------------------------------------------------------
 
 
-def _stored(table: Table, name: str, column: Sequence[Any]) -> Sequence[Any]:
-    to_text = _to_text(table, name)
-    if to_text is None:
-        return column
-    # Most of a posting's times and quantities are the same.
-    known = {value: to_text(value) for value in set(column) if value is not None}
-    return [known.get(value) for value in column]
-
-
 @lru_cache(maxsize=256)
-def _to_text(table: Table, name: str) -> Callable[[Any], str] | None:
-    kind = table.c[name].type
-    if isinstance(kind, UtcDateTime):
-        return _time_text
-    return "{:f}".format if isinstance(kind, ExactNumeric) else None
+def _conversions(table: Table, names: tuple[str, ...]) -> list[tuple[int, Callable[[Any], str]]]:
+    """The columns that are stored as texts: where they stand, and how."""
+    found: list[tuple[int, Callable[[Any], str]]] = []
+    for place, name in enumerate(names):
+        kind = table.c[name].type
+        if isinstance(kind, UtcDateTime):
+            found.append((place, _time_text))
+        elif isinstance(kind, ExactNumeric):
+            found.append((place, "{:f}".format))
+    return found
 
 
 def _time_text(value: datetime) -> str:
