@@ -284,11 +284,16 @@ def test_what_an_account_can_count_can_come_again() -> None:
     ledger = Ledger("acme", AccountState("acme", NOW, NOW, granted_micros=MAX_TOTAL_MICROS - 20))
     assert isinstance(decide(ledger, operation(amount_micros=21), NOW).error, InvalidAmountError)
     assert ledger.recurring == {}
-    assert decide(ledger, operation(), NOW).error is None
+    assert decide(ledger, operation(), NOW) == Outcome(ledger.recurring["s"])
     assert book_due(ledger, TOMORROW)
-    assert (account_of(ledger).granted_micros, ledger.recurring["s"].status) == (MAX_TOTAL_MICROS, RecurringStatus.ACTIVE)
+    assert (account_of(ledger).granted_micros, ledger.recurring["s"].status) == (
+        MAX_TOTAL_MICROS,
+        RecurringStatus.ACTIVE,
+    )
     assert book_due(ledger, TOMORROW + DAY)
     assert (len(ledger.grants), ledger.recurring["s"].status) == (2, RecurringStatus.ENDED)
+    ledger = Ledger("acme", AccountState("acme", NOW, NOW, granted_micros=MAX_TOTAL_MICROS - 10))
+    assert decide(ledger, operation(), NOW).error is None
 
 
 def test_a_closed_account_is_granted_nothing() -> None:
@@ -401,6 +406,28 @@ def test_the_rest_of_a_period_is_carried_over_into_the_next() -> None:
     book_due(ledger, NOW + 2 * DAY)
     assert rollover.expired_micros == 6
     assert [grant.amount_micros for grant in rollovers(ledger)] == [6, 10]
+
+
+def test_what_was_taken_back_before_is_not_carried_over() -> None:
+    """It stays taken back beside what is."""
+    ledger, _ = made(rollover=RolloverTerms(None, 0, "period"))
+    (old,) = ledger.grants.values()
+    book_due(ledger, NOW)
+    old.voided_micros = account_of(ledger).voided_micros = 3
+    book_due(ledger, TOMORROW)
+    assert [grant.amount_micros for grant in rollovers(ledger)] == [7]
+    assert (old.voided_micros, account_of(ledger).voided_micros, account_of(ledger).available_micros) == (10, 10, 17)
+
+
+def test_the_grants_of_a_period_have_the_same_ids_for_ever() -> None:
+    """Two machines, or two versions of the program, that book the same period make the same records."""
+    ledger, _ = made(rollover=RolloverTerms(None, 0, "period"))
+    book_due(ledger, TOMORROW)
+    assert list(ledger.grants) == [
+        "07abe3e7-2d81-5e04-8d0d-9d82c42ddde9",
+        "507d2f58-f563-54dc-9b55-5147be1076d0",
+        "012eb0d0-1319-5d21-9604-d2ded5a69937",
+    ]
 
 
 def test_a_rollover_stays_restricted_to_its_actions() -> None:

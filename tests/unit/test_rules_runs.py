@@ -164,12 +164,21 @@ def test_how_much_more_a_run_may_use(outer: dict[str, Any], inner: dict[str, Any
     assert runs.room(ledger, asked) == room
 
 
+def test_what_an_ended_run_needs_more_comes_from_all_that_is_around_it(tree: Tree) -> None:
+    """Through a run that shares the pool around it."""
+    tree.open("a", 10)
+    tree.open("b", None, "a")
+    tree.open("c", 8, "b")
+    tree.hold("c", 3)
+    tree.end("c")
+    tree.spend("a", 2)
+    assert tree.room("c") == 5
+
+
 @pytest.mark.parametrize(
     ("most", "spent", "room"), [(None, 3, 7), (5, 3, 2), (5, 6, 0), (50, 3, 7), (10, 3, 7), (0, 0, 0)]
 )
-def test_a_cap_of_the_action_bounds_what_its_run_leaves(
-    tree: Tree, most: int | None, spent: int, room: int
-) -> None:
+def test_a_cap_of_the_action_bounds_what_its_run_leaves(tree: Tree, most: int | None, spent: int, room: int) -> None:
     """The smaller of both counts; what the run uses counts against each."""
     tree.open("outer", 20)
     inner = tree.open("inner", 10, "outer")
@@ -227,6 +236,8 @@ def test_a_refusal_by_the_actions_own_cap_names_its_run(tree: Tree) -> None:
     tree.spend("inner", 3, cap=5)
     error = refused(lambda: tree.spend("inner", 6, cap=50))
     assert told(error, "run_id", "limit", "required") == ["inner", 10, 6]
+    error = refused(lambda: tree.spend("inner", 6, cap=11))
+    assert told(error, "limit", "required") == [10, 6]
     error = refused(lambda: tree.spend("inner", 1, cap=0))
     assert told(error, "limit", "left") == [0, 0]
 
@@ -422,6 +433,7 @@ def test_a_cap_warns_at_half_and_at_four_fifths(tree: Tree) -> None:
     tree.open("outer", 20)
     tree.open("inner", 10, "outer")
     tree.spend("inner", 4)
+    tree.spend("outer", 1)
     assert crossings(tree) == []
     row = tree.spend("inner", 1)
     tree.spend("inner", 0)
@@ -449,6 +461,16 @@ def test_a_raised_cap_can_be_crossed_again(tree: Tree) -> None:
     tree.spend("r", 4)
     tree.spend("r", 1)
     assert crossings(tree) == [("r", 5_000, 8, 10), ("r", 8_000, 8, 10), ("r", 8_000, 13, 16)]
+
+
+def test_a_cap_that_was_lowered_warns_at_its_thresholds_only(tree: Tree) -> None:
+    """Also where more is spent than it allows now: it is no soft limit."""
+    tree.open("outer", 30)
+    tree.open("inner", 10, "outer")
+    tree.spend("outer", 9)
+    tree.open("outer", 10)
+    tree.spend("inner", 3)
+    assert crossings(tree) == [("outer", 5_000, 12, 10), ("outer", 8_000, 12, 10)]
 
 
 def test_a_refund_and_another_charge_do_not_warn_twice(tree: Tree) -> None:
@@ -499,6 +521,8 @@ def test_a_carve_out_is_what_is_asked_for_or_with_partial_what_is_left(tree: Tre
     tree.open("shared", None, "a")
     error = refused(lambda: tree.open("e", 2, "shared"))
     assert told(error, "run_id", "limit", "required") == ["a", 10, 2]
+    tree.open("zero", 0)
+    assert told(refused(lambda: tree.open("h", 1, "zero")), "run_id", "limit", "required") == ["zero", 0, 1]
     tree.open("f", 3, "d", borrows=True)
     assert tree.open("g", 3, "f").cap_micros == 3
 
@@ -647,7 +671,9 @@ def test_an_ended_run_takes_nothing_new(tree: Tree) -> None:
         lambda: tree.open("inner", 1, "r"),
     ]
     for call in calls:
-        with pytest.raises(RunEndedError, match=r"^run r of organization acme ended at 2026-01-01T00:01:00\+00:00") as r:
+        with pytest.raises(
+            RunEndedError, match=r"^run r of organization acme ended at 2026-01-01T00:01:00\+00:00"
+        ) as r:
             call()
     assert r.value.message.endswith("(done): it takes nothing new.")
     assert dict(r.value.context) == {
@@ -701,8 +727,9 @@ def test_the_end_of_a_run_ends_those_inside_it(tree: Tree) -> None:
     assert (outcome.record, outcome.replayed, run.reason) == (run, True, "done")
     outcome = decide(tree.ledger, ops.EndRun(organization_id=ACME, run_id="a"), tree.now)
     assert (outcome.record, outcome.replayed) == (tree["a"], False)
-    with pytest.raises(RunNotFoundError):
+    with pytest.raises(RunNotFoundError) as refusal:
         tree.end("nowhere")
+    assert "open_run(...)" in refusal.value.suggestions[0]
 
 
 def test_a_hold_outlives_its_run(tree: Tree) -> None:
@@ -755,7 +782,7 @@ def test_one_late_look_ends_what_many_looks_end(tree: Tree) -> None:
     tree.open("b", 4, "a", ttl=2 * HOUR)
     tree.open("c", 1, "b", ttl=4 * HOUR)
     tree.open("d", 1, "a", ttl=6 * HOUR)
-    assert due(tree, DAY) == {"c": 4 * HOUR, "b": 6 * HOUR, "d": 6 * HOUR, "a": 7 * HOUR}
+    assert due(tree, 7 * HOUR) == {"c": 4 * HOUR, "b": 6 * HOUR, "d": 6 * HOUR, "a": 7 * HOUR}
 
 
 def test_a_run_does_not_end_while_something_is_held_in_it(tree: Tree) -> None:
@@ -767,6 +794,15 @@ def test_a_run_does_not_end_while_something_is_held_in_it(tree: Tree) -> None:
     assert due(tree, 6 * HOUR - MINUTE) == {}
     assert held.state == "expired"
     assert due(tree, 6 * HOUR) == {"r": 6 * HOUR}
+
+
+def test_a_run_is_ended_once_where_plain_sql_lost_count_of_those_inside(tree: Tree) -> None:
+    """At its own time, put off by the end of the one inside; others that are due come after it."""
+    tree.open("a", 10, ttl=HOUR)
+    tree.open("b", 4, "a", ttl=HOUR - MINUTE)
+    tree.open("c", 1, ttl=3 * HOUR)
+    tree["a"].open_children = 0
+    assert due(tree, DAY) == {"b": HOUR - MINUTE, "a": 2 * HOUR - MINUTE, "c": 3 * HOUR}
 
 
 def test_a_use_puts_its_end_off(tree: Tree) -> None:
