@@ -115,10 +115,10 @@ def test_before_anything_is_due_nothing_is_touched() -> None:
     ledger = ledger_of(grant("g", expires_at=NOW))
     assert ledger.account is not None
     ledger.account.next_due_at = NOW + TICK
-    book_due(ledger, NOW)
+    assert book_due(ledger, NOW)
     assert not ledger.changes.account
     assert rows(ledger) == []
-    book_due(Ledger("nobody"), NOW)
+    assert book_due(Ledger("nobody"), NOW)
 
 
 @pytest.mark.parametrize(("offset", "ended"), [(-1, False), (0, True), (1, True)])
@@ -204,6 +204,7 @@ def test_a_hold_that_outlives_its_grant_gives_back_breakage() -> None:
     assert counters(ledger) == {"granted": 10, "reserved": 4, "expired": 6}
     book_due(ledger, NOW)
     assert rows(ledger) == [("expire", -6, 4, 1), ("expire", -4, 0, 2)]
+    assert [row.created_at for row in ledger.changes.rows] == [NOW - TICK, NOW]
     assert counters(ledger) == {"granted": 10, "expired": 10}
 
 

@@ -268,6 +268,10 @@ def test_a_limit_counts_from_the_row_on_at_which_it_was_set() -> None:
     for row in (charge(1, 20), before, after, refund(4, 7, before), refund(5, 1, after)):
         book.add(row)
     assert book.spent == {("l", ""): 4}
+    book = recount(limit("new", counts_from_seq=2), limit("old"))
+    book.add(charge(1, 20))
+    assert book.spent == {("old", ""): 20}
+    assert set(book.limits) == {"new", "old"}
 
 
 def test_every_scope_of_a_charge_counts_it() -> None:

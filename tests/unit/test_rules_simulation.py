@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,6 +20,7 @@ from agentcredits.model import (
     SimulationLine,
     TransactionType,
 )
+from agentcredits.rules.price_rules import PriceRule
 from agentcredits.rules.pricing import CostRow
 from agentcredits.rules.simulation import RateCard, Recorded, Simulation
 from agentcredits.rules.state import LimitState, Row
@@ -31,7 +31,7 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 CREDIT = 1_000_000
-BY_PAGES = json.dumps({"kind": "step", "dimension": "pages", "size": 1, "credits": "2"})
+BY_PAGES = PriceRule.step("pages", size=1, credits=2).as_json()
 
 
 def cost(
@@ -140,6 +140,14 @@ def test_a_recorded_action_costs_its_quantity_and_dimensions() -> None:
         card.amount(row(5, 0, action="none"), NOON)
     with pytest.raises(CreditsError, match="pages"):
         card.amount(row(6, -1, action="scan"), NOON)
+
+
+def test_a_line_of_a_table_counts_in_its_own_time() -> None:
+    """Up to its end."""
+    rows = [{"model": "m", "credits": 3, "valid_until": "2026-01-15"}, {"model": "m", "credits": 4}]
+    card = RateCard([cost("", rule=PriceRule.table(["model"], rows).as_json())])
+    told = row(1, -3, dimensions='{"model": "m"}')
+    assert [card.amount(told, at) for at in (MIDNIGHT - TICK, MIDNIGHT)] == [3 * CREDIT, 4 * CREDIT]
 
 
 @pytest.mark.parametrize("missing", ["agent_type", "action", "quantity"])
@@ -276,15 +284,16 @@ def test_what_has_no_price_in_the_list_to_try_keeps_its_amount() -> None:
 # -- refunds -------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_part_is_given_back_here_as_there() -> None:
+@pytest.mark.parametrize(("price", "left"), [("0.000001", (1, 1, 0)), ("9", (6 * CREDIT, 3 * CREDIT, 0))])
+def test_the_same_part_is_given_back_here_as_there(price: str, left: tuple[int, ...]) -> None:
     """In whole micros of the sum so far, so that what was given back in full is given back in full."""
-    simulation = Simulation("acme", RateCard([cost("3")]), RateCard([cost("0.000001")]))
+    simulation = repriced("3", price)
     replay(simulation, charge(1, 3, back=3))
     seen = []
     for seq in (2, 3, 4):
         simulation.replay(refund(seq, 1, 1))
         seen.append((simulation.lines()[0].recorded_micros // CREDIT, simulation.lines()[0].simulated_micros))
-    assert seen == [(2, 1), (1, 1), (0, 0)]
+    assert seen == list(zip((2, 1, 0), left, strict=True))
 
 
 def test_a_part_that_is_given_back_is_worth_what_its_charge_costs_here() -> None:
