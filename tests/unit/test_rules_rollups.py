@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentcredits.model import Pricing, TransactionType
+from agentcredits.model import Allocation, GrantCategory, Pricing, TransactionType
 from agentcredits.rules.rollups import Totals, bucket, day_of, totals
 from agentcredits.rules.state import Row
 
@@ -51,6 +51,34 @@ def test_moments_of_one_day_are_added_and_days_and_places_are_not() -> None:
         ("2026-02-01", ANN): Totals(1, 16, 0, 0),
         ("2026-01-31", (*ANN[:4], "")): Totals(1, 32, 0, 0),
     }
+
+
+def parts(*amounts: tuple[int, GrantCategory | None]) -> dict[str, Any]:
+    return {"allocations": tuple(Allocation("g", micros, category) for micros, category in amounts)}
+
+
+def test_usage_is_told_by_where_its_credits_came_from() -> None:
+    """Charged less refunded, by the category of the grants; what the overdraft line lent has none."""
+    paid, plan, adjustment = GrantCategory.PAID, GrantCategory.PLAN, GrantCategory.ADJUSTMENT
+    refund = TransactionType.REFUND
+    rows = [
+        row(-9, **parts((5, paid), (3, plan), (1, None))),
+        row(-4, **parts((2, paid), (2, paid))),
+        row(-1, at=EVENING - timedelta(hours=1), **parts((1, plan))),
+        row(6, kind=refund, **parts((1, None), (2, plan), (3, adjustment))),
+        row(1, kind=refund, at=EVENING - timedelta(hours=2), **parts((1, plan))),
+    ]
+    assert totals(rows) == {("2026-01-31", ANN): Totals(3, 14, 7, 0, {paid: 9, plan: 1, adjustment: -3})}
+
+
+def test_totals_are_added_and_taken_off_again() -> None:
+    """Column by column, and category by category."""
+    paid, plan, adjustment = GrantCategory.PAID, GrantCategory.PLAN, GrantCategory.ADJUSTMENT
+    one, other = Totals(1, 20, 3, 4, {paid: 5, plan: 6}), Totals(10, 200, 30, 40, {plan: 60, adjustment: 70})
+    both = one.plus(other)
+    assert both == Totals(11, 220, 33, 44, {paid: 5, plan: 66, adjustment: 70})
+    assert both.plus(other.negated()) == Totals(1, 20, 3, 4, {paid: 5, plan: 6, adjustment: 0})
+    assert one.negated() == Totals(-1, -20, -3, -4, {paid: -5, plan: -6})
 
 
 def test_a_day_is_that_of_utc(monkeypatch: pytest.MonkeyPatch) -> None:
