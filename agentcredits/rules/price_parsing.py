@@ -383,7 +383,7 @@ def _text(value: object, path: str) -> str:
     try:
         return check_text(value, name="it")
     except InvalidInputError as error:
-        raise bad_rule(path, error.message.rstrip(".")) from error
+        raise bad_rule(path, error.message.removesuffix(".")) from error
 
 
 def _sequence(value: object, path: str, longest: int) -> Sequence[Any]:

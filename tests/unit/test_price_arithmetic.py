@@ -63,6 +63,13 @@ def test_a_fixed_price_for_units() -> None:
 def test_started_units() -> None:
     """47 seconds are four started quarters of a minute."""
     assert_priced(
+        PriceRule.step("duration", size=15, credits="0.25"),
+        {"duration": 47},
+        "1",
+        None,
+        step("duration 47 ÷ 15, rounded up = 4 × 0.25 credits = 1 credit", 1, "credits"),
+    )
+    assert_priced(
         PriceRule.step("duration", size=15, usd="0.5", credits_per_usd=10),
         {"duration": 47},
         "20",

@@ -47,6 +47,7 @@ def assert_refused(problem: InvalidInputError, field: str, words: str) -> None:
     assert problem.context == {"field": field}
     place = re.escape(f"{field}: " if field else "")
     assert re.match(rf"the price rule cannot be used: {place}.*(?<!\w){re.escape(words)}(?!\w)", problem.message)
+    assert not problem.message.endswith("..")
 
 
 # -- JSON text -----------------------------------------------------------------------------------------------------

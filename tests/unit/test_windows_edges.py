@@ -105,8 +105,8 @@ class _Nowhere(tzinfo):
 
 
 def refused(make: Callable[[], object], words: str) -> InvalidInputError:
-    """The refusal; it says the words."""
-    with pytest.raises(InvalidInputError, match=re.escape(words)) as caught:
+    """The refusal; it says the words, as whole words."""
+    with pytest.raises(InvalidInputError, match=rf"(?<!\w){re.escape(words)}(?!\w)") as caught:
         make()
     return caught.value
 
@@ -116,7 +116,7 @@ def refused(make: Callable[[], object], words: str) -> InvalidInputError:
     [
         ("today", "at must be a datetime with a time zone, not str.", "invalid_input"),
         (None, "at must be a datetime with a time zone, not NoneType.", "invalid_input"),
-        (datetime(2026, 1, 1), "at has no time zone: give one, as in 2026-01-31T", "naive_datetime"),  # noqa: DTZ001
+        (datetime(2026, 1, 1), "at has no time zone: give one, as in 2026-01-31T09:00:00+01:00.", "naive_datetime"),  # noqa: DTZ001
         (datetime(2026, 1, 1, tzinfo=_Nowhere()), "at has no time zone", "naive_datetime"),
         (datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), "at lies outside the calendar", "out_of_range"),
     ],
