@@ -69,7 +69,7 @@ def test_the_zone_of_the_machine_does_not_matter(
 
 def test_utc_needs_no_time_zone_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slim container has none; the windows in UTC count all the same."""
-    monkeypatch.setattr(windows, "_zone_names", frozenset[str])
+    monkeypatch.setattr(windows, "_zone_names", frozenset)
     assert Window.calendar("day").bounds(utc("2026-01-01 12:00")) == (ANCHOR, ANCHOR + timedelta(days=1))
     with pytest.raises(InvalidInputError):
         Window.calendar("day", "Europe/Berlin")
