@@ -135,7 +135,6 @@ class _Reader:
         if self.has("credits") == self.has("usd"):
             raise bad_rule(self.path, "it needs either credits or usd")
         unit: Unit = "credits" if self.has("credits") else "usd"
-        self.take("usd" if unit == "credits" else "credits")
         return self.number(unit), unit
 
     def day(self, name: str) -> date | None:
@@ -351,7 +350,7 @@ def _line(reader: _Reader, dimensions: Sequence[str], depth: int, usd_only: bool
         part = Fixed(amount, _unit(reader, unit, usd_only))
     source = reader.take("source")
     if source is not None:
-        source = check_text(source, name=reader.place("source"))
+        source = _text(source, reader.place("source"))
     until, as_of = reader.day("valid_until"), reader.day("as_of")
     values: list[tuple[Value, ...] | None] = []
     shown: list[tuple[str, ...] | None] = []
@@ -376,8 +375,15 @@ def _values(given: object, path: str) -> tuple[tuple[Value, ...] | None, tuple[s
         text = number_text(value) if isinstance(value, Fraction) else str(getattr(entry, "value", entry))
         if isinstance(value, Fraction) and Fraction(text) != value:
             raise bad_rule(path, f"{text} has more than {MAX_DECIMALS} decimals")
-        texts.append(check_text(text, name=path))
+        texts.append(_text(text, path))
     return tuple(value for value in found if value is not None), tuple(texts)
+
+
+def _text(value: object, path: str) -> str:
+    try:
+        return check_text(value, name="it")
+    except InvalidInputError as error:
+        raise bad_rule(path, error.message.removesuffix(".")) from error
 
 
 def _sequence(value: object, path: str, longest: int) -> Sequence[Any]:

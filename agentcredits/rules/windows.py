@@ -316,7 +316,7 @@ def _near(text: str, known: frozenset[str]) -> str | None:
     from difflib import get_close_matches
 
     folded = {item.casefold(): item for item in sorted(known)}
-    return next((folded[match] for match in get_close_matches(text.casefold(), folded, n=1)), None)
+    return next((folded[match] for match in get_close_matches(text.casefold(), folded)), None)
 
 
 # -- texts and checks --------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def _check_kind(value: Any, *, name: str, known: tuple[WindowKind, ...]) -> Wind
 def _refuse_unused(kind: WindowKind, name: str, *, used: bool) -> None:
     if not used:
         raise InvalidInputError(
-            f"A {kind} window has no {name}: leave it out.", reason="unused", context={"parameter": name}
+            f"A window of kind {kind} has no {name}: leave it out.", reason="unused", context={"parameter": name}
         )
 
 

@@ -227,6 +227,11 @@ def test_a_rule_that_another_process_wrote_is_used_within_a_second(database_url:
         ('{"kind":"flat","credits":"-1"}', "unusable_price", "credits"),
         ('{"kind":"flat","credits":"1","per":""}', "unusable_price", "per"),
         ('{"kind":"table","dimensions":["m"],"rows":[{"m":"a","credits":"NaN"}]}', "unusable_price", "rows[0].credits"),
+        (
+            '{"kind":"table","dimensions":["m"],"rows":[{"m":"a","credits":1,"source":5}]}',
+            "unusable_price",
+            "rows[0].source",
+        ),
         ('{"kind":"usd","usd":"0.05"}', "unusable_price", "credits_per_usd"),
         ('{"kind":"flat","credits":1,"colour":"red"}', "unusable_price", "colour"),
         ('{"kind":"flat","credits":', "unusable_price", ""),

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from agentcredits.errors import InvalidInputError
+from agentcredits.rules import windows
 from agentcredits.rules.windows import MAX_WINDOW_LENGTH, Window, WindowKind
 
 INSTANT = timedelta(microseconds=1)
@@ -32,6 +33,12 @@ def assert_windows(window: Window, *boundaries: str) -> None:
     for start, end in pairwise(instants):
         for at in (start, start + (end - start) / 2, end - INSTANT):
             assert window.bounds(at) == (start, end), at
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_read_before() -> None:
+    """Reading is cached: each test reads its texts itself."""
+    windows._parse.cache_clear()
 
 
 # -- calendar ----------------------------------------------------------------------------------------------------
