@@ -242,8 +242,7 @@ class PriceRule:
         mine, theirs = self._part, other._part
         if not isinstance(mine, Table) or not isinstance(theirs, Table) or mine.dimensions != theirs.dimensions:
             return (f"{self.summary} → {other.summary}",) if self.kind != other.kind else ("other numbers",)
-        before = {line.title(mine.dimensions): _told(line.document(mine.dimensions)) for line in mine.lines}
-        after = {line.title(theirs.dimensions): _told(line.document(theirs.dimensions)) for line in theirs.lines}
+        before, after = _prices_by_title(mine), _prices_by_title(theirs)
         found = [
             f"{title}: {before.get(title, 'none')} → {after.get(title, 'none')}"
             for title in dict.fromkeys((*before, *after))
@@ -349,6 +348,14 @@ def _with_documents(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _with_documents(item) if name == "rule" else item for name, item in value.items()}
     return value
+
+
+def _prices_by_title(table: Table) -> dict[str, str]:
+    """What each combination costs; lines for the same one, of which each follows when another ends, in their order."""
+    found: dict[str, list[str]] = {}
+    for line in table.lines:
+        found.setdefault(line.title(table.dimensions), []).append(_told(line.document(table.dimensions)))
+    return {title: ", then ".join(told) for title, told in found.items()}
 
 
 def _told(line: Mapping[str, Any]) -> str:

@@ -91,12 +91,12 @@ class Table:
         dated = "" if line.as_of is None else f", as of {line.as_of.isoformat()}"
         source = "" if line.source is None else f" ({line.source}{dated})"
         case.step(f"line {line.title(self.dimensions)}{source or dated}")
-        case.as_of, case.source = line.as_of or case.as_of, line.source or case.source
+        case.as_of = line.as_of or case.as_of
         amount, unit = line.part.price(case)
         return converted(case, amount, unit, self.credits_per_usd)
 
     def _find(self, values: tuple[Value | None, ...], at: datetime) -> Line | None:
-        masked = itertools.product(*((None,) if value is None else (value, None) for value in values))
+        masked = itertools.product(*({value, None} for value in values))
         found = sorted({number for pattern in masked for number in self.index.get(pattern, ())})
         return next((self.lines[number] for number in found if not self.lines[number].is_over(at)), None)
 
@@ -129,5 +129,5 @@ class Table:
 
 
 def _is_over(name: str, line: Line, dimensions: Sequence[str]) -> UnpricedActionError:
-    day = "" if line.valid_until is None else line.valid_until.isoformat()
+    day = str(line.valid_until)
     return bad_dimension(name, "price_over", f"the price for {line.title(dimensions)} ended on {day}", valid_until=day)
