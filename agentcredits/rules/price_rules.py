@@ -314,17 +314,15 @@ def token_dimensions(usage: Mapping[str, Any]) -> dict[str, int]:
         InvalidInputError: a count is no whole number that is at least 0.
     """
     names = {
-        INPUT_TOKENS: (INPUT_TOKENS, "prompt_tokens"),
-        OUTPUT_TOKENS: (OUTPUT_TOKENS, "completion_tokens"),
-        CACHED_TOKENS: (CACHED_TOKENS, "cached_prompt_tokens"),
+        INPUT_TOKENS: "prompt_tokens",
+        OUTPUT_TOKENS: "completion_tokens",
+        CACHED_TOKENS: "cached_prompt_tokens",
     }
     found = {}
-    for dimension, spellings in names.items():
-        count = next((usage[name] for name in spellings if usage.get(name) is not None), 0)
+    for dimension, usual in names.items():
+        count = next((usage[name] for name in (dimension, usual) if usage.get(name) is not None), 0)
         if type(count) is not int or count < 0:
-            raise InvalidInputError(
-                f"{spellings[-1]} must be a whole number that is at least 0.", context={"parameter": spellings[-1]}
-            )
+            raise InvalidInputError(f"{usual} must be a whole number that is at least 0.", context={"parameter": usual})
         found[dimension] = count
     if found[CACHED_TOKENS] > found[INPUT_TOKENS]:
         found[INPUT_TOKENS] += found[CACHED_TOKENS]
@@ -346,7 +344,7 @@ def _with_documents(value: Any) -> Any:
         del found["version"]
         return found
     if isinstance(value, Mapping):
-        return {name: _with_documents(item) if name == "rule" else item for name, item in value.items()}
+        return {name: _with_documents(item) for name, item in value.items()}
     return value
 
 

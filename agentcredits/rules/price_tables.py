@@ -40,19 +40,12 @@ class Line:
 
     def title(self, dimensions: Sequence[str]) -> str:
         """``model=gen4_turbo, resolution=720p``."""
-        told = (
-            f"{name}={' or '.join(texts)}"
-            for name, texts in zip(dimensions, self.shown, strict=True)
-            if texts is not None
-        )
-        return ", ".join(told) or "every call"
+        return ", ".join(f"{name}={' or '.join(texts)}" for name, texts in self._held(dimensions)) or "every call"
 
     def document(self, dimensions: Sequence[str]) -> dict[str, Any]:
         """As it is stored."""
         found: dict[str, Any] = {
-            name: texts[0] if len(texts) == 1 else list(texts)
-            for name, texts in zip(dimensions, self.shown, strict=True)
-            if texts is not None
+            name: texts[0] if len(texts) == 1 else list(texts) for name, texts in self._held(dimensions)
         }
         inner = self.part.document()
         if set(inner) in ({"kind", "credits"}, {"kind", "usd"}):
@@ -65,6 +58,10 @@ class Line:
         if self.as_of is not None:
             found["as_of"] = self.as_of.isoformat()
         return found if self.source is None else found | {"source": self.source}
+
+    def _held(self, dimensions: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The dimensions for which it has values."""
+        return ((name, texts) for name, texts in zip(dimensions, self.shown, strict=True) if texts is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,5 @@ def plain(number: Fraction) -> str:
 
 def money(number: Fraction, unit: Unit) -> str:
     """``1,100 credits``, ``0.49 USD``."""
-    if unit == "usd":
-        return f"{plain(number)} USD"
-    return f"{plain(number)} {'credit' if number == 1 else 'credits'}"
+    words = {"usd": "USD", "credits": "credit" if number == 1 else "credits"}
+    return f"{plain(number)} {words[unit]}"

@@ -142,7 +142,7 @@ def price(
     except InvalidAmountError as error:
         raise UnpricedActionError(
             f"the cost {row.cost!r} of {name} in agent_action_costs is not an amount of credits"
-            f" ({error.message.rstrip('.')}); it did not run.",
+            f" ({error.message.removesuffix('.')}); it did not run.",
             reason="unusable_price",
             context=context,
             suggestions=(f"Set it again, for example: agentcredits costs set {agent_type} {action} 1",),
@@ -177,7 +177,7 @@ def _by_rule(
         if "field" not in error.context:
             raise
         raise UnpricedActionError(
-            f"{name}: {error.message.rstrip('.')}; it did not run.",
+            f"{name}: {error.message.removesuffix('.')}; it did not run.",
             reason="unknown_price_rule" if error.reason == "unknown_price_rule" else "unusable_price",
             context={**context, **error.context},
             suggestions=("Correct the column rule of its row in agent_action_costs, or set the price again.",),
