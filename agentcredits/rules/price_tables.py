@@ -33,6 +33,11 @@ class Line:
         """Every combination of values that it prices."""
         return itertools.product(*((None,) if values is None else values for values in self.values))
 
+    def fits(self, place: int, value: Value | None) -> bool:
+        """Whether it prices this value of the dimension at ``place``; None: it was not given."""
+        held = self.values[place]
+        return held is None or value in held
+
     def is_over(self, at: datetime) -> bool:
         """Whether its day has come."""
         end = self.valid_until
@@ -101,8 +106,9 @@ class Table:
         """Which dimension leaves no line, and what it may be."""
         alive = [line for line in self.lines if not line.is_over(case.at)]
         left: Iterable[Line] = alive
-        for place, (name, value) in enumerate(zip(self.dimensions, values, strict=True)):
-            fitting = [line for line in left if (held := line.values[place]) is None or value in held]
+        for place, name in enumerate(self.dimensions):
+            value = values[place]
+            fitting = [line for line in left if line.fits(place, value)]
             if not fitting:
                 over = [line for line in self.lines if line.is_over(case.at) and self._covers(line, values)]
                 if over:
@@ -114,7 +120,7 @@ class Table:
 
     @staticmethod
     def _covers(line: Line, values: tuple[Value | None, ...]) -> bool:
-        return all(held is None or value in held for held, value in zip(line.values, values, strict=True))
+        return all(line.fits(place, value) for place, value in enumerate(values))
 
     def document(self) -> dict[str, Any]:
         """As it is stored."""
