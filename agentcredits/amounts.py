@@ -7,7 +7,7 @@ One credit is 1,000,000 micro-credits. Amounts are taken as int, str, Decimal or
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
+from decimal import MAX_PREC, ROUND_CEILING, Decimal, InvalidOperation, localcontext
 from typing import Any, Final
 
 from agentcredits.errors import InvalidAmountError
@@ -78,7 +78,7 @@ def to_micros(value: Any, *, name: str = "amount", allow_zero: bool = False) -> 
     if number and number.adjusted() < -DECIMALS:
         raise _too_fine(name, number)
     with localcontext() as context:
-        context.prec = 128
+        context.prec = MAX_PREC  # a Decimal may come with any number of digits
         scaled = number.scaleb(DECIMALS)
     if scaled != scaled.to_integral_value():
         raise _too_fine(name, number)

@@ -45,7 +45,6 @@ class Case:
     usd: Fraction | None = None
     #: Of the line of a table that was used.
     as_of: date | None = None
-    source: str | None = None
 
     def step(self, text: str, amount: Fraction | None = None, unit: Unit | None = None) -> None:
         """Write down a step."""

@@ -242,8 +242,7 @@ class PriceRule:
         mine, theirs = self._part, other._part
         if not isinstance(mine, Table) or not isinstance(theirs, Table) or mine.dimensions != theirs.dimensions:
             return (f"{self.summary} → {other.summary}",) if self.kind != other.kind else ("other numbers",)
-        before = {line.title(mine.dimensions): _told(line.document(mine.dimensions)) for line in mine.lines}
-        after = {line.title(theirs.dimensions): _told(line.document(theirs.dimensions)) for line in theirs.lines}
+        before, after = _prices_by_title(mine), _prices_by_title(theirs)
         found = [
             f"{title}: {before.get(title, 'none')} → {after.get(title, 'none')}"
             for title in dict.fromkeys((*before, *after))
@@ -315,17 +314,15 @@ def token_dimensions(usage: Mapping[str, Any]) -> dict[str, int]:
         InvalidInputError: a count is no whole number that is at least 0.
     """
     names = {
-        INPUT_TOKENS: (INPUT_TOKENS, "prompt_tokens"),
-        OUTPUT_TOKENS: (OUTPUT_TOKENS, "completion_tokens"),
-        CACHED_TOKENS: (CACHED_TOKENS, "cached_prompt_tokens"),
+        INPUT_TOKENS: "prompt_tokens",
+        OUTPUT_TOKENS: "completion_tokens",
+        CACHED_TOKENS: "cached_prompt_tokens",
     }
     found = {}
-    for dimension, spellings in names.items():
-        count = next((usage[name] for name in spellings if usage.get(name) is not None), 0)
+    for dimension, usual in names.items():
+        count = next((usage[name] for name in (dimension, usual) if usage.get(name) is not None), 0)
         if type(count) is not int or count < 0:
-            raise InvalidInputError(
-                f"{spellings[-1]} must be a whole number that is at least 0.", context={"parameter": spellings[-1]}
-            )
+            raise InvalidInputError(f"{usual} must be a whole number that is at least 0.", context={"parameter": usual})
         found[dimension] = count
     if found[CACHED_TOKENS] > found[INPUT_TOKENS]:
         found[INPUT_TOKENS] += found[CACHED_TOKENS]
@@ -347,8 +344,16 @@ def _with_documents(value: Any) -> Any:
         del found["version"]
         return found
     if isinstance(value, Mapping):
-        return {name: _with_documents(item) if name == "rule" else item for name, item in value.items()}
+        return {name: _with_documents(item) for name, item in value.items()}
     return value
+
+
+def _prices_by_title(table: Table) -> dict[str, str]:
+    """What each combination costs; lines for the same one, of which each follows when another ends, in their order."""
+    found: dict[str, list[str]] = {}
+    for line in table.lines:
+        found.setdefault(line.title(table.dimensions), []).append(_told(line.document(table.dimensions)))
+    return {title: ", then ".join(told) for title, told in found.items()}
 
 
 def _told(line: Mapping[str, Any]) -> str:

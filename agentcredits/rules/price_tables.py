@@ -33,6 +33,11 @@ class Line:
         """Every combination of values that it prices."""
         return itertools.product(*((None,) if values is None else values for values in self.values))
 
+    def fits(self, place: int, value: Value | None) -> bool:
+        """Whether it prices this value of the dimension at ``place``; None: it was not given."""
+        held = self.values[place]
+        return held is None or value in held
+
     def is_over(self, at: datetime) -> bool:
         """Whether its day has come."""
         end = self.valid_until
@@ -40,19 +45,12 @@ class Line:
 
     def title(self, dimensions: Sequence[str]) -> str:
         """``model=gen4_turbo, resolution=720p``."""
-        told = (
-            f"{name}={' or '.join(texts)}"
-            for name, texts in zip(dimensions, self.shown, strict=True)
-            if texts is not None
-        )
-        return ", ".join(told) or "every call"
+        return ", ".join(f"{name}={' or '.join(texts)}" for name, texts in self._held(dimensions)) or "every call"
 
     def document(self, dimensions: Sequence[str]) -> dict[str, Any]:
         """As it is stored."""
         found: dict[str, Any] = {
-            name: texts[0] if len(texts) == 1 else list(texts)
-            for name, texts in zip(dimensions, self.shown, strict=True)
-            if texts is not None
+            name: texts[0] if len(texts) == 1 else list(texts) for name, texts in self._held(dimensions)
         }
         inner = self.part.document()
         if set(inner) in ({"kind", "credits"}, {"kind", "usd"}):
@@ -65,6 +63,10 @@ class Line:
         if self.as_of is not None:
             found["as_of"] = self.as_of.isoformat()
         return found if self.source is None else found | {"source": self.source}
+
+    def _held(self, dimensions: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The dimensions for which it has values."""
+        return ((name, texts) for name, texts in zip(dimensions, self.shown, strict=True) if texts is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,12 @@ class Table:
         dated = "" if line.as_of is None else f", as of {line.as_of.isoformat()}"
         source = "" if line.source is None else f" ({line.source}{dated})"
         case.step(f"line {line.title(self.dimensions)}{source or dated}")
-        case.as_of, case.source = line.as_of or case.as_of, line.source or case.source
+        case.as_of = line.as_of or case.as_of
         amount, unit = line.part.price(case)
         return converted(case, amount, unit, self.credits_per_usd)
 
     def _find(self, values: tuple[Value | None, ...], at: datetime) -> Line | None:
-        masked = itertools.product(*((None,) if value is None else (value, None) for value in values))
+        masked = itertools.product(*({value, None} for value in values))
         found = sorted({number for pattern in masked for number in self.index.get(pattern, ())})
         return next((self.lines[number] for number in found if not self.lines[number].is_over(at)), None)
 
@@ -104,8 +106,9 @@ class Table:
         """Which dimension leaves no line, and what it may be."""
         alive = [line for line in self.lines if not line.is_over(case.at)]
         left: Iterable[Line] = alive
-        for place, (name, value) in enumerate(zip(self.dimensions, values, strict=True)):
-            fitting = [line for line in left if (held := line.values[place]) is None or value in held]
+        for place, name in enumerate(self.dimensions):
+            value = values[place]
+            fitting = [line for line in left if line.fits(place, value)]
             if not fitting:
                 over = [line for line in self.lines if line.is_over(case.at) and self._covers(line, values)]
                 if over:
@@ -117,7 +120,7 @@ class Table:
 
     @staticmethod
     def _covers(line: Line, values: tuple[Value | None, ...]) -> bool:
-        return all(held is None or value in held for held, value in zip(line.values, values, strict=True))
+        return all(line.fits(place, value) for place, value in enumerate(values))
 
     def document(self) -> dict[str, Any]:
         """As it is stored."""
@@ -129,5 +132,5 @@ class Table:
 
 
 def _is_over(name: str, line: Line, dimensions: Sequence[str]) -> UnpricedActionError:
-    day = "" if line.valid_until is None else line.valid_until.isoformat()
+    day = str(line.valid_until)
     return bad_dimension(name, "price_over", f"the price for {line.title(dimensions)} ended on {day}", valid_until=day)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum
 from fractions import Fraction
 from typing import Any, Final, Literal
@@ -29,6 +29,9 @@ MAX_VALUE_LENGTH: Final = 255
 
 _SCALE: Final = 10**MAX_DECIMALS
 _MAX_DIGITS: Final = 60
+#: Numbers are shown in a context of our own: the caller's may round otherwise, or trap what is inexact.
+_SHOWING: Final = Context(prec=80, rounding=ROUND_HALF_EVEN)
+_FINEST: Final = Decimal(1).scaleb(-MAX_DECIMALS)
 _PLAIN_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 
 
@@ -50,21 +53,18 @@ def rule_number(value: Any, *, field: str, positive: bool = False) -> Fraction:
         InvalidInputError: it is none.
     """
     try:
-        number = parse_decimal(value, name="it")
+        number = parse_decimal(value, name=field)
     except InvalidAmountError as error:
         raise bad_rule(field, f"{_shown(value)} is no plain decimal number such as 12.5") from error
-    if number and number.adjusted() > MAX_DECIMALS:
+    if number > MAX_NUMBER:
         raise bad_rule(field, f"{_shown(value)} is above {MAX_NUMBER:,}")
-    if number and (number.adjusted() < -MAX_DECIMALS or len(number.as_tuple().digits) > _MAX_DIGITS):
-        raise bad_rule(field, f"{_shown(value)} has more than {MAX_DECIMALS} decimals")
-    exact = Fraction(number)
-    if exact < 0 or (positive and not exact):
+    if number < 0 or (positive and not number):
         raise bad_rule(field, f"{_shown(value)} must {'be above zero' if positive else 'not be negative'}")
-    if exact > MAX_NUMBER:
-        raise bad_rule(field, f"{_shown(value)} is above {MAX_NUMBER:,}")
-    if (exact * _SCALE).denominator != 1:
+    # The exact test comes last: it would take forever for 1e-999999999.
+    long = number and (number.adjusted() < -MAX_DECIMALS or len(number.as_tuple().digits) > _MAX_DIGITS)
+    if long or (Fraction(number) * _SCALE).denominator != 1:
         raise bad_rule(field, f"{_shown(value)} has more than {MAX_DECIMALS} decimals")
-    return exact
+    return Fraction(number)
 
 
 def number_text(number: Fraction) -> str:
@@ -91,19 +91,16 @@ def dimension_value(dimensions: Mapping[str, Any], name: str) -> Value | None:
         return None
     found = comparable(value)
     if found is None:
+        given = _shown(value)
         raise bad_dimension(
-            name,
-            "bad_dimension",
-            f"dimension {name} must be a text or a finite number, not {_shown(value)}",
-            given=_shown(value),
+            name, "bad_dimension", f"dimension {name} must be a text or a finite number, not {given}", given=given
         )
     return found
 
 
 def comparable(value: Any) -> Value | None:
     """A text or number as it is compared; None when it is neither."""
-    if isinstance(value, Enum):
-        value = value.value
+    value = _bare(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -112,9 +109,14 @@ def comparable(value: Any) -> Value | None:
         return Fraction(value) if abs(value) < 10**30 else None
     if isinstance(value, float):
         value = Decimal(float.__repr__(value))  # a subclass may print itself otherwise
-    if isinstance(value, Decimal) and value.is_finite() and (not value or -30 <= value.adjusted() <= 30):
+    if isinstance(value, Decimal) and value.is_finite() and (not value or -30 <= value.adjusted() < 30):
         return Fraction(value) if len(value.as_tuple().digits) <= _MAX_DIGITS else None
     return None
+
+
+def _bare(value: Any) -> Any:
+    """The value of an enum's member."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def _comparable_text(text: str) -> Value | None:
@@ -161,7 +163,8 @@ def unknown(name: str, given: object, known: Iterable[object]) -> UnpricedAction
     shown = _shown(given)
     texts = list(dict.fromkeys(str(value) for value in known))
     folded = {text.casefold(): text for text in reversed(texts)}
-    close = [folded[word] for word in difflib.get_close_matches(str(given)[:MAX_VALUE_LENGTH].casefold(), folded, n=3)]
+    word = str(_bare(given))[:MAX_VALUE_LENGTH].casefold()
+    close = [folded[match] for match in difflib.get_close_matches(word, folded)]
     ordered = list(dict.fromkeys([*close, *texts]))
     return bad_dimension(
         name,
@@ -180,6 +183,7 @@ def named(values: Iterable[object]) -> str:
 
 
 def _shown(value: object) -> str:
+    value = _bare(value)
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a number beyond 10^30"  # Python refuses to print the longest ones
     if isinstance(value, str):
@@ -196,10 +200,8 @@ def _shown(value: object) -> str:
 
 def as_decimal(number: Fraction) -> Decimal:
     """For showing: exact where it ends within 12 decimals, else rounded there."""
-    with localcontext() as context:
-        context.prec = 80
-        exact = Decimal(number.numerator) / Decimal(number.denominator)
-        rounded = exact.quantize(Decimal(1).scaleb(-MAX_DECIMALS), rounding=ROUND_HALF_EVEN).normalize()
+    with localcontext(_SHOWING):
+        rounded = (Decimal(number.numerator) / Decimal(number.denominator)).quantize(_FINEST).normalize()
     return Decimal(f"{rounded:f}")
 
 
@@ -210,6 +212,5 @@ def plain(number: Fraction) -> str:
 
 def money(number: Fraction, unit: Unit) -> str:
     """``1,100 credits``, ``0.49 USD``."""
-    if unit == "usd":
-        return f"{plain(number)} USD"
-    return f"{plain(number)} {'credit' if number == 1 else 'credits'}"
+    words = {"usd": "USD", "credits": "credit" if number == 1 else "credits"}
+    return f"{plain(number)} {words[unit]}"

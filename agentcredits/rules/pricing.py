@@ -24,6 +24,7 @@ from agentcredits.rules.price_values import as_decimal, money
 ANY: Final = "*"
 DEFAULT_ORGANIZATION: Final = ""
 MAX_QUANTITY: Final = 10**9
+MAX_QUANTITY_DECIMALS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def price(
     except InvalidAmountError as error:
         raise UnpricedActionError(
             f"the cost {row.cost!r} of {name} in agent_action_costs is not an amount of credits"
-            f" ({error.message}); it did not run.",
+            f" ({error.message.removesuffix('.')}); it did not run.",
             reason="unusable_price",
             context=context,
             suggestions=(f"Set it again, for example: agentcredits costs set {agent_type} {action} 1",),
@@ -184,7 +185,7 @@ def _by_rule(
         if "field" not in error.context:
             raise
         raise UnpricedActionError(
-            f"{name}: {error.message.rstrip('.')}; it did not run.",
+            f"{name}: {error.message.removesuffix('.')}; it did not run.",
             reason="unknown_price_rule" if error.reason == "unknown_price_rule" else "unusable_price",
             context={**context, **error.context},
             suggestions=("Correct the column rule of its row in agent_action_costs, or set the price again.",),
@@ -247,9 +248,13 @@ def parse_quantity(value: Any) -> Decimal:
             reason="out_of_range",
             context={"parameter": "quantity", "value": number},
         )
-    exponent = number.normalize().as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -6:
+    # By fractions: decimal arithmetic would round to the caller's context first. The size comes before them, because
+    # they would take forever for 1e-999999999.
+    fine = number.adjusted() < -MAX_QUANTITY_DECIMALS
+    if fine or (Fraction(number) * 10**MAX_QUANTITY_DECIMALS).denominator != 1:
         raise InvalidAmountError(
-            "quantity has more than 6 decimals.", reason="too_many_decimals", context={"parameter": "quantity"}
+            f"quantity has more than {MAX_QUANTITY_DECIMALS} decimals.",
+            reason="too_many_decimals",
+            context={"parameter": "quantity"},
         )
     return number

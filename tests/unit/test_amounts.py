@@ -72,6 +72,7 @@ BAD: list[tuple[Any, str]] = [
     (0.1234567, "too_many_decimals"),
     (1e-7, "too_many_decimals"),
     (5e-324, "too_many_decimals"),
+    (Decimal("1." + "0" * 130 + "1"), "too_many_decimals"),
     (Decimal("1E-999999"), "too_many_decimals"),
     (10**25, "too_large"),
     (-(10**25), "too_large"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import random
 from datetime import date, timedelta
@@ -14,7 +15,7 @@ from agentcredits.amounts import MAX_AMOUNT_MICROS, from_micros
 from agentcredits.errors import InvalidAmountError, InvalidInputError, UnpricedActionError
 from agentcredits.model import Pricing
 from agentcredits.rules.price_rules import PriceRule
-from agentcredits.rules.pricing import MAX_QUANTITY, CostRow, choose, parse_quantity, price
+from agentcredits.rules.pricing import MAX_QUANTITY, CostRow, choose, explain_flat, parse_quantity, price
 from agentcredits.testing import START as NOW
 
 DAY = timedelta(days=1)
@@ -175,6 +176,56 @@ def test_a_rule_that_is_not_known_is_not_charged_by_the_flat_cost() -> None:
     assert refusal.value.reason == "unknown_price_rule"
 
 
+SUGGESTED = "agentcredits costs set Agent act 1"
+FREE = "If it shall cost nothing, set the row's column free to true"
+ZERO = PriceRule.flat(0).as_json()
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "words", "suggestion"),
+    [
+        (None, "unpriced_action", "Agent.act has no price in agent_action_costs", f"Set one, for example: {SUGGESTED}"),
+        (
+            row(problem="x"),
+            "unusable_price",
+            "the price of Agent.act in agent_action",
+            f"Set it again, for example: {SUGGESTED}",
+        ),
+        (
+            row(cost="ten"),
+            "unusable_price",
+            "the cost 'ten' of Agent.act in agent_",
+            f"Set it again, for example: {SUGGESTED}",
+        ),
+        (row(cost=0), "zero_price_not_free", "the cost of Agent.act is 0 but", FREE),
+        (row(rule=ZERO), "zero_price_not_free", "the cost of Agent.act is 0 but", FREE),
+        (row(rule="{}"), "unknown_price_rule", "Agent.act: the price rule cannot be used", "Correct the column rule"),
+    ],
+)
+def test_a_refusal_names_the_action_says_that_it_did_not_run_and_what_to_do(
+    found: CostRow | None, reason: str, words: str, suggestion: str
+) -> None:
+    """One sentence with one full stop; agent type and action stand beside it for programs."""
+    with pytest.raises(UnpricedActionError) as caught:
+        priced(found)
+    error = caught.value
+    assert error.reason == reason
+    assert error.message.startswith(words)
+    assert error.message.endswith("; it did not run.")
+    assert ".;" not in error.message
+    assert ".)" not in error.message
+    assert {"agent_type": "Agent", "action": "act"}.items() <= error.context.items()
+    (told,) = error.suggestions
+    assert told.startswith(suggestion)
+
+
+def test_the_fix_for_a_missing_price_can_be_applied_by_a_program() -> None:
+    """It names the call and its arguments."""
+    with pytest.raises(UnpricedActionError) as caught:
+        priced(None)
+    assert caught.value.fixes == ({"action": "set_cost", "agent_type": "Agent", "action_name": "act"},)
+
+
 # -- rules ---------------------------------------------------------------------------------------------------------
 
 PER_SECOND = PriceRule.flat("0.1", per="duration")
@@ -201,7 +252,37 @@ def test_the_last_steps_tell_the_quantity_and_the_rounding() -> None:
         "0.000005 credits × quantity 0.333333 = 0.000001666665 credits",
         "rounded up to the micro-credit: 0.000002 credits",
     ]
-    assert found.amount == found.steps[-1].amount
+    assert [(step.amount, step.unit) for step in found.steps] == [
+        (Decimal("0.000005"), "credits"),
+        (Decimal("0.000001666665"), "credits"),
+        (found.amount, "credits"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cost", "quantity", "told"),
+    [
+        ("5", "1", ["5 credits each: 5"]),
+        ("1", "2", ["1 credit each: 1", "1 credit × quantity 2 = 2 credits: 2"]),
+        ("0.5", "2", ["0.5 credits each: 0.5", "0.5 credits × quantity 2 = 1 credit: 1"]),
+        (
+            "0.000001",
+            "1500.5",
+            [
+                "0.000001 credits each: 0.000001",
+                "0.000001 credits × quantity 1,500.5 = 0.0015005 credits: 0.0015005",
+                "rounded up to the micro-credit: 0.001501 credits: 0.001501",
+            ],
+        ),
+    ],
+)
+def test_the_arithmetic_of_a_flat_cost_is_told(cost: str, quantity: str, told: list[str]) -> None:
+    """What one costs, times the quantity, rounded up: each step only where it does something."""
+    found = priced(row(cost=cost), quantity)
+    steps = explain_flat(found, Decimal(quantity), int(Decimal(cost) * 1_000_000))
+    assert [f"{step}: {step.amount:f}" for step in steps] == told
+    assert {step.unit for step in steps} == {"credits"}
+    assert steps[-1].amount == found.amount
 
 
 def test_dollars_and_the_day_are_handed_on() -> None:
@@ -240,6 +321,7 @@ def test_a_rule_that_cannot_be_used_refuses_its_action(rule: Any, reason: str, w
         priced(row(cost=5, rule=rule))
     assert refusal.value.reason == reason
     assert words in refusal.value.message
+    assert refusal.value.context.keys() == {"agent_type", "action", "field"}
 
 
 def test_a_rule_that_comes_to_zero_is_free_only_where_the_row_says_so() -> None:
@@ -248,7 +330,9 @@ def test_a_rule_that_comes_to_zero_is_free_only_where_the_row_says_so() -> None:
     with pytest.raises(UnpricedActionError) as refusal:
         priced(ruled(rule), dimensions={"m": "a"})
     assert refusal.value.reason == "zero_price_not_free"
-    assert priced(ruled(rule, free=True), dimensions={"m": "a"}).pricing is Pricing.FREE
+    free = priced(ruled(rule, free=True), dimensions={"m": "a"})
+    assert (free.pricing, [str(step) for step in free.steps]) == (Pricing.FREE, ["line m=a", "0 credits each"])
+    assert priced(row(cost=0, free=True)).steps == ()
     assert priced(ruled(rule, free=True), dimensions={"m": "b"}).amount_micros == 1_000_000
 
 
@@ -256,7 +340,7 @@ def test_a_rule_beyond_an_amount_is_refused() -> None:
     """Never wrapped, never clamped."""
     with pytest.raises(InvalidAmountError) as refusal:
         priced(ruled(PriceRule.flat(10**12, per="duration")), dimensions={"duration": 10**12})
-    assert refusal.value.reason == "too_large"
+    assert (refusal.value.reason, refusal.value.context["parameter"]) == ("too_large", "price × quantity")
 
 
 def test_dimensions_that_are_no_mapping_are_refused() -> None:
@@ -293,3 +377,27 @@ def test_what_is_no_quantity_is_refused(given: Any) -> None:
     with pytest.raises(InvalidAmountError) as refusal:
         parse_quantity(given)
     assert refusal.value.context["parameter"] == "quantity"
+    assert refusal.value.message.startswith("quantity ")
+
+
+@pytest.mark.parametrize("given", [0, "-2.5", MAX_QUANTITY + 1, Decimal("1e999999999")])
+def test_a_quantity_out_of_range_is_handed_back_with_the_refusal(given: Any) -> None:
+    """As the number that was read."""
+    with pytest.raises(InvalidAmountError, match=r"must be above zero and at most 1,000,000,000, not ") as refusal:
+        parse_quantity(given)
+    assert (refusal.value.reason, refusal.value.context["value"]) == ("out_of_range", Decimal(given))
+
+
+@pytest.mark.parametrize("given", ["1.0000001", "1." + 30 * "0" + "1", Decimal("1e-999999999")])
+def test_a_quantity_with_more_than_six_decimals_is_refused(given: Any) -> None:
+    """At once, wherever its last digit stands, whatever precision the caller works with."""
+    for digits in (3, 28):
+        with decimal.localcontext(prec=digits), pytest.raises(InvalidAmountError, match="more than 6 dec") as refusal:
+            parse_quantity(given)
+        assert (refusal.value.reason, refusal.value.context) == ("too_many_decimals", {"parameter": "quantity"})
+
+
+def test_whole_quantities_are_plain_decimals_and_zeros_are_no_decimals() -> None:
+    """A Decimal for every type of number; 2.50000000 has one decimal."""
+    for given in (1, 7, MAX_QUANTITY, "2.50000000", Decimal(MAX_QUANTITY)):
+        assert type(parse_quantity(given)) is Decimal
