@@ -14,6 +14,7 @@ from typing import Any
 from agentcredits.errors import CreditsError
 from agentcredits.rules import accounts, charges, grants, holds, limits, overdraft, recurring, runs
 from agentcredits.rules import operations as ops
+from agentcredits.rules.entries import account_of
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
 
@@ -30,10 +31,10 @@ def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
         outcome = replace(
             outcome, crossings=tuple(changes.crossings[crossings:]), denials=tuple(changes.denials[denials:])
         )
-    if ledger.account is not None and not outcome.replayed:
+    if not outcome.replayed:
         overdraft.repay(ledger, now, now)
         if changes.account:
-            ledger.account.last_posted_at = now
+            account_of(ledger).last_posted_at = now
     return outcome
 
 
