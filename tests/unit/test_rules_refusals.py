@@ -37,7 +37,9 @@ def test_an_account_that_is_not_open_names_the_command_that_opens_it(
     status: AccountStatus, code: str, command: str
 ) -> None:
     """The operator's own words are for programs of operators, not in the sentence that a user may see."""
-    error = refusals.account_not_open(account(status=status, status_reason="chargeback", status_by="ann", status_at=NOW))
+    error = refusals.account_not_open(
+        account(status=status, status_reason="chargeback", status_by="ann", status_at=NOW)
+    )
     assert error.code == code
     assert facts(error) == {
         "message": f"the credit account of organization acme is {status.value}.",
