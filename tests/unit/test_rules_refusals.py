@@ -121,7 +121,10 @@ def test_credits_for_other_actions_are_told_apart(restricted: int, reason: str) 
     """They are the cause where they would have been enough."""
     error = short(3, 8, restricted_micros=restricted)
     assert (error.reason, error.context["restricted"]) == (reason, restricted)
-    assert error.message.endswith(f"{restricted} more credits may only be used for other actions.")
+    assert error.message == (
+        "organization acme has 3 credits available, generate_video needs 8; short by 5."
+        f" {restricted} more credits may only be used for other actions."
+    )
     assert "1 more credit may" in short(3, 8, restricted_micros=1).message
 
 
