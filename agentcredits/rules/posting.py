@@ -22,15 +22,14 @@ from agentcredits.rules.state import Ledger
 def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
     """Answer one operation on the state that its predecessors left; what is due must be booked already."""
     changes = ledger.changes
-    crossings, denials = len(changes.crossings), len(changes.denials)
+    before = len(changes.crossings), len(changes.denials)
     try:
         outcome = _DECIDERS[type(operation)](ledger, operation, now)
     except CreditsError as error:
         return Outcome(error=error)
-    if len(changes.crossings) > crossings or len(changes.denials) > denials:
-        outcome = replace(
-            outcome, crossings=tuple(changes.crossings[crossings:]), denials=tuple(changes.denials[denials:])
-        )
+    crossings, denials = tuple(changes.crossings[before[0] :]), tuple(changes.denials[before[1] :])
+    if crossings or denials:
+        outcome = replace(outcome, crossings=crossings, denials=denials)
     if not outcome.replayed:
         overdraft.repay(ledger, now, now)
         if changes.account:

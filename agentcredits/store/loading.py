@@ -110,7 +110,7 @@ def load_named(connection: Connection, ledger: Ledger, operations: Sequence[ops.
     places: set[tuple[str, str]] = set()
     for operation in operations:
         if isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated):
-            places.add((str(operation.key_kind), operation.key))
+            places.add((operation.key_kind, operation.key))
         if isinstance(operation, ops.Commit | ops.Release | ops.Extend | ops.MarkUnknown):
             hold_ids.add(operation.reservation_id)
         elif isinstance(operation, ops.Refund):
