@@ -379,8 +379,6 @@ def record_crossings(ledger: Ledger, counter: Counter, before: int, row: Row, no
 
 def _reaches(spent: int, line: int, amount: int) -> bool:
     """``line`` parts of 10,000 are reached; the one past the whole: gone beyond it."""
-    if spent <= 0:
-        return False
     return spent > amount if line > WHOLE else spent * WHOLE >= line * amount
 
 

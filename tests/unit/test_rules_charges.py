@@ -161,6 +161,15 @@ def test_a_capped_charge_takes_the_least_of_what_allows_it(
         assert row.run_id == "r1"
 
 
+def test_a_capped_charge_takes_what_the_run_around_leaves(book: Book) -> None:
+    """Also where its own run has no bound."""
+    book.grant(90)
+    open_run(book, 20)
+    open_run(book, None, run_id="r2", parent_run_id="r1")
+    inner = ops.Activity(scopes=Scopes(run_id="r2"))
+    assert book.consume(50, overage=Overage.CAP, activity=inner).amount_micros == -20
+
+
 def test_a_charge_beyond_the_grants_is_lent_by_the_line(book: Book) -> None:
     """Up to it; what it lends is a debt, in the same row."""
     grant = book.grant(10)

@@ -122,9 +122,10 @@ def test_what_happens_next_to_a_grant(status: GrantStatus, expected: Any) -> Non
 # -- restricted ----------------------------------------------------------------------------------------------------
 
 
-def test_a_restricted_grant_pays_for_its_actions_only_and_first(book: Book) -> None:
+@pytest.mark.parametrize("name", ["VideoAgent.*", "*.generate_video", "VideoAgent.generate_video"])
+def test_a_restricted_grant_pays_for_its_actions_only_and_first(book: Book, name: str) -> None:
     """At once, by a hold, and when a hold is over-run."""
-    restricted, free = book.grant(10, only_for=FOR_VIDEO), book.grant(10)
+    restricted, free = book.grant(10, only_for=(name,)), book.grant(10)
     hold = book.reserve(1, activity=IMAGE)
     assert [part.grant_id for part in hold.allocations] == [free.id]
     assert [part.grant_id for part in book.reserve(1, activity=VIDEO).allocations] == [restricted.id]
@@ -134,9 +135,10 @@ def test_a_restricted_grant_pays_for_its_actions_only_and_first(book: Book) -> N
     assert restricted.remaining_micros == 0
 
 
-def test_who_may_not_use_what_is_there_is_told_so(book: Book) -> None:
+@pytest.mark.parametrize("name", ["VideoAgent.*", "*.generate_video", "VideoAgent.generate_video"])
+def test_who_may_not_use_what_is_there_is_told_so(book: Book, name: str) -> None:
     """The credits of other actions are no room, and holds of them no reason to wait."""
-    book.grant(100, only_for=FOR_VIDEO)
+    book.grant(100, only_for=(name,))
     book.grant(10)
     book.reserve(30, activity=VIDEO)
     book.reserve(4, activity=IMAGE)

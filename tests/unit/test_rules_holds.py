@@ -264,6 +264,16 @@ def test_what_a_settlement_takes_beyond_its_hold(
         assert (run.spent_micros, run.held_micros) == (charged, 0)
 
 
+def test_a_settlement_takes_what_the_run_around_leaves(book: Book) -> None:
+    """Also where its own run has no bound."""
+    book.grant(90)
+    open_run(book, "r1", 20)
+    open_run(book, "r2", None, parent_run_id="r1")
+    hold = book.reserve(10, activity=ops.Activity(scopes=Scopes(run_id="r2")))
+    book.commit(hold, 50, overage=Overage.CAP)
+    assert hold.charged_micros == 20
+
+
 def test_a_settlement_beyond_the_grants_is_lent_by_the_line(book: Book) -> None:
     """After the hold and what is usable."""
     grant = book.grant(10)

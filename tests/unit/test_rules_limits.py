@@ -236,6 +236,16 @@ def test_a_capped_charge_is_cut_to_the_smallest_room(book: LimitBook) -> None:
     assert (error.context["limit_id"], error.context["also_refused_by"]) == (calls.id, [])
 
 
+def test_an_amount_is_not_cut_unless_it_is_said_to_be(book: LimitBook) -> None:
+    """Who only asks is told what a charge would be told."""
+    book.limit(10)
+    found = limits.of_spending(book.ledger, USER, book.now)
+    limits.check(book.ledger, found, 10, USER)
+    with pytest.raises(CreditLimitExceededError):
+        limits.check(book.ledger, found, 11, USER)
+    limits.check(book.ledger, found, 11, USER, capped=True)
+
+
 def test_room_asks_only_limits_that_can_say_no() -> None:
     """No bound where none does; never less than nothing."""
 
@@ -302,8 +312,8 @@ def test_a_cap_makes_a_soft_limit_of_its_run_refuse(book: LimitBook) -> None:
 
 def test_a_hold_counts_until_it_ends_in_the_limits_that_counted_it(book: LimitBook) -> None:
     """Settled or given back; a limit that came later is not lowered, one that is gone is left out."""
-    first, calls = book.limit(100), book.limit(100, unit=COUNT)
     gone = book.limit(100, window_text="hour UTC")
+    first, calls = book.limit(100), book.limit(100, unit=COUNT)
     holds = [book.reserve(5, activity=USER), book.reserve(7, activity=USER)]
     assert set(holds[0].limits) == {first.id, calls.id, gone.id}
     assert [book.usage(one) for one in (first, calls, gone)] == [(0, 12), (0, 2), (0, 12)]
@@ -449,8 +459,8 @@ def test_a_counter_whose_window_cannot_be_read_stays_in_the_one_that_it_has(book
 
 def test_a_refund_makes_room_in_the_window_of_its_charge(book: LimitBook) -> None:
     """In a later one it does not; what was called stays called."""
-    day, ever = book.limit(100), book.limit(100, window_text=LIFETIME)
     calls = book.limit(100, unit=COUNT, window_text=LIFETIME)
+    day, ever = book.limit(100), book.limit(100, window_text=LIFETIME)
     charge = book.consume(10, activity=USER)
     book.refund(charge, 3)
     assert [book.usage(one) for one in (day, ever, calls)] == [(7, 0), (7, 0), (1, 0)]
@@ -548,6 +558,31 @@ def test_a_limit_of_nothing_warns_with_the_first_charge_only(book: LimitBook) ->
     assert book.crossed == [(5_000, 1), (10_000, 1)]
 
 
+def test_the_least_beyond_a_soft_limit_is_beyond_it(book: LimitBook) -> None:
+    """However large it is."""
+    book.limit(200_000, mode=SOFT)
+    book.consume(200_000, activity=USER)
+    assert book.crossed == []
+    book.consume(1, activity=USER)
+    assert book.crossed == [(10_000, 200_001)]
+
+
+def test_a_threshold_is_told_once_in_a_window_whatever_is_refunded(book: LimitBook) -> None:
+    """A raise tells it again, where the refund had brought the counter below it."""
+    limit = book.limit(10, warn_at=(5_000,))
+    charge = book.consume(6, activity=USER)
+    book.refund(charge, 4)
+    book.consume(4, activity=USER)
+    assert book.crossed == [(5_000, 6)]
+    limit.amount = 12
+    book.consume(1, activity=USER)
+    assert book.crossed == [(5_000, 6)]
+    book.refund(charge)
+    limit.amount = 14
+    book.consume(2, activity=USER)
+    assert book.crossed == [(5_000, 6), (5_000, 7)]
+
+
 def test_a_raise_lets_thresholds_be_crossed_again_that_it_put_back_above_the_counter(book: LimitBook) -> None:
     """Those that are still reached are not told twice; a lower limit tells nothing twice either."""
     book.limit(10, warn_at=(5_000, 9_000))
@@ -613,6 +648,16 @@ def test_what_was_charged_in_the_window_counts_where_it_is_asked_for(book: Limit
     assert book.usage(limit) == (35, 0)
     assert book.usage(limit, "u2") is None
     assert book.ledger.changes.new_usage == {(limit.id, "u1")}
+
+
+@pytest.mark.parametrize(("unit", "spent"), [(CREDITS, 5), (COUNT, 1)])
+def test_only_charges_are_counted_of_what_was(book: LimitBook, unit: LimitUnit, spent: int) -> None:
+    """Not grants, and not what mode observe let pass."""
+    book.grant(3)
+    book.consume(5)
+    book.consume(2_000_000, observe=True)
+    limit = book.limit(100, unit=unit, scope=LimitScope.ORGANIZATION, scope_id="", include_existing=True)
+    assert book.usage(limit, "") == (spent, 0)
 
 
 def test_calls_that_were_refunded_stay_calls(book: LimitBook) -> None:
