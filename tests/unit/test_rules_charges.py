@@ -269,6 +269,7 @@ def test_a_refund_of_a_debt_that_was_paid_goes_to_the_grant_that_paid_it(book: B
     assert (book.account.overdrawn_micros, payer.repaid_micros) == (0, 5)
     book.refund(charge, 5)
     assert (book.account.overdrawn_micros, payer.repaid_micros, payer.spent_micros) == (0, 0, 0)
+    assert [row.created_at for row in book.ledger.changes.rows[-2:]] == [NOW, NOW]
     assert book.account.available_micros == 20
 
 

@@ -15,7 +15,7 @@ from agentcredits.rules import operations as ops
 from agentcredits.rules.entries import next_event
 from agentcredits.rules.state import Changes, GrantState
 from agentcredits.testing import START as NOW
-from tests.unit.test_rules_posting import ACME, DAY, Book
+from tests.unit.test_rules_posting import ACME, DAY, Book, parts
 
 TICK = timedelta(microseconds=1)
 VIDEO = ops.Activity(agent_type="VideoAgent", action="generate_video")
@@ -125,8 +125,10 @@ def test_what_happens_next_to_a_grant(status: GrantStatus, expected: Any) -> Non
 @pytest.mark.parametrize("name", ["VideoAgent.*", "*.generate_video", "VideoAgent.generate_video"])
 def test_a_restricted_grant_pays_for_its_actions_only_and_first(book: Book, name: str) -> None:
     """At once, by a hold, and when a hold is over-run."""
-    restricted, free = book.grant(10, only_for=(name,)), book.grant(10)
-    hold = book.reserve(1, activity=IMAGE)
+    restricted, free = book.grant(20, only_for=(name,)), book.grant(10)
+    hold, over_run = book.reserve(1, activity=IMAGE), book.reserve(1, activity=VIDEO)
+    book.commit(over_run, 10, overage=Overage.CAP)
+    assert parts(book.ledger.changes.rows[-1]) == [(restricted.id, 10)]
     assert [part.grant_id for part in hold.allocations] == [free.id]
     assert [part.grant_id for part in book.reserve(1, activity=VIDEO).allocations] == [restricted.id]
     assert [part.grant_id for part in book.consume(11, activity=VIDEO).allocations] == [restricted.id, free.id]

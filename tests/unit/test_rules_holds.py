@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agentcredits.errors import (
+    CreditLimitExceededError,
     CreditsError,
     OverageRejectedError,
     ReservationAlreadySettledError,
@@ -294,6 +295,19 @@ def test_what_is_not_used_goes_back_newest_first(book: Book) -> None:
     assert [grant.remaining_micros for grant in (first, second, third)] == [5, 0, 10]
     assert (second.status, second.expired_micros, book.rows[-1]) == (GrantStatus.VOIDED, 10, ("expire", -10, 15))
     assert book.account.reserved_micros == 0
+
+
+def test_a_hold_opens_the_run_whose_cap_it_brings_along(book: Book) -> None:
+    """Unless it is refused."""
+    book.grant(100)
+    capped = ops.Activity(scopes=Scopes(run_id="r1", run_max_micros=10))
+    with pytest.raises(CreditLimitExceededError):
+        book.reserve(11, activity=capped)
+    assert book.ledger.runs == {}
+    book.reserve(10, activity=capped)
+    run = book.ledger.runs["r1"]
+    assert (run.cap_micros, run.held_micros, run.created_at) == (10, 10, NOW)
+    assert book.ledger.changes.new_runs == {"r1"}
 
 
 def test_a_released_hold_makes_room_in_its_run(book: Book) -> None:
