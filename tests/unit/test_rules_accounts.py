@@ -135,8 +135,12 @@ def test_closing_ends_what_would_be_granted_again() -> None:
     ledger, account = ledger_with()
     for id_ in ("gone", "daily"):
         post(ledger, keyed(ops.CreateRecurring, id_, amount_micros=10, every="day", tz="UTC"), START)
-    post(ledger, ops.CancelRecurring(organization_id="acme", recurring_id="gone"), START)
     gone, daily = ledger.recurring["gone"], ledger.recurring["daily"]
+    ledger.changes = Changes()
+    account.next_due_at = None
+    post(ledger, ops.CancelRecurring(organization_id="acme", recurring_id="gone"), START)
+    assert ledger.changes == Changes(account=True, recurring={"gone"})
+    assert account.next_due_at == account.next_refill_at == daily.next_at
     ledger.changes = Changes()
     post(ledger, command("freeze"))
     assert daily.is_active

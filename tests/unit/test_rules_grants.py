@@ -47,14 +47,17 @@ def test_every_part_of_a_row_tells_where_its_credits_come_from_and_what_they_cos
     given = book.grant(3, category=GrantCategory.PROMOTIONAL)
     book.account.overdraft_micros = 10
     row = book.consume(9, overage=Overage.OVERDRAFT)
-    assert row.allocations == (
-        Allocation(bought.id, 4, GrantCategory.PAID, Decimal("0.01"), "EUR"),
-        Allocation(given.id, 3, GrantCategory.PROMOTIONAL, None, None),
-        Allocation(None, 2),
-    )
-    assert book.ledger.changes.rows[0].allocations == (
-        Allocation(bought.id, 4, GrantCategory.PAID, Decimal("0.01"), "EUR"),
-    )
+
+    def told(part: Allocation) -> tuple[Any, ...]:
+        return part.grant_id, part.amount_micros, part.category, part.unit_cost, part.currency
+
+    of_bought = (bought.id, 4, GrantCategory.PAID, Decimal("0.01"), "EUR")
+    assert [told(part) for part in row.allocations] == [
+        of_bought,
+        (given.id, 3, GrantCategory.PROMOTIONAL, None, None),
+        (None, 2, None, None, None),
+    ]
+    assert [told(part) for part in book.ledger.changes.rows[0].allocations] == [of_bought]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +238,16 @@ def test_a_void_of_all_ends_the_grant(book: Book) -> None:
     assert (book.ledger.changes.grants, book.ledger.changes.account, book.rows) == ({grant.id}, True, [])
     assert void(book, grant).replayed
     assert count == 2
+
+
+def test_the_last_micro_credit_of_a_grant_is_booked_as_all_others(book: Book) -> None:
+    """Taken back, or gone with the end of its time."""
+    voided, ended = book.grant(1), book.grant(1, expires_at=NOW + DAY)
+    void(book, voided)
+    book.now += DAY
+    book.do(ops.Expire(organization_id=ACME))
+    assert (voided.voided_micros, ended.expired_micros, book.account.ledger_balance_micros) == (1, 1, 0)
+    assert book.rows[-2:] == [("adjust", -1, 1), ("expire", -1, 0)]
 
 
 @pytest.mark.parametrize("unreserved_only", [True, False])

@@ -297,6 +297,17 @@ def test_what_is_not_used_goes_back_newest_first(book: Book) -> None:
     assert book.account.reserved_micros == 0
 
 
+def test_what_comes_back_to_an_ended_grant_is_gone(book: Book) -> None:
+    """At the time of the release."""
+    grant = book.grant(10)
+    hold = book.reserve(4)
+    book.do(ops.VoidGrant(organization_id=ACME, grant_id=grant.id))
+    book.now += TICK
+    book.release(hold)
+    row = book.ledger.changes.rows[-1]
+    assert (row.type.value, row.amount_micros, row.created_at) == ("expire", -4, NOW + TICK)
+
+
 def test_a_hold_opens_the_run_whose_cap_it_brings_along(book: Book) -> None:
     """Unless it is refused."""
     book.grant(100)
