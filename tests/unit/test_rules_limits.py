@@ -526,6 +526,17 @@ def test_a_threshold_is_recorded_with_all_that_a_reader_needs(book: LimitBook) -
     assert book.crossed == [(5_000, 5), (9_000, 10)]
 
 
+def test_an_operation_tells_what_it_brought_about_and_not_what_others_of_its_batch_did(book: LimitBook) -> None:
+    """Thresholds and would-be refusals, each once."""
+    book.limit(10, warn_at=(3_000, 6_000))
+    amounts = [(3, False), (90, True), (90, True), (1, False), (3, False), (90, True)]
+    told = []
+    for amount, observe in amounts:
+        outcome = book.decide(book.keyed("consume", amount_micros=amount, activity=USER, observe=observe))
+        told.append(([one.threshold for one in outcome.crossings], [one.required_micros for one in outcome.denials]))
+    assert told == [([3_000], []), ([], [90]), ([], [90]), ([], []), ([6_000], []), ([], [90])]
+
+
 @pytest.mark.parametrize(
     ("mode", "lines", "charges", "crossed"),
     [
