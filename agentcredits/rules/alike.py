@@ -29,7 +29,7 @@ def consume(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now
         start: The first that has no answer.
         now: The batch's moment.
     """
-    account, first, kind = ledger.account, operations[start], ops.Consume.key_kind or ""
+    account, first, kind = ledger.account, operations[start], ops.Consume.key_kind
     if account is None or account.status is not AccountStatus.OPEN:
         return []
     if not isinstance(first, ops.Consume) or first.would_refuse is not None or first.amount_micros <= 0:

@@ -53,9 +53,9 @@ def consume(ledger: Ledger, operation: ops.Consume, now: datetime) -> Outcome:
     observed = admit(ledger, operation, counters, pool, usable, now, capped=capped)
     wanted = 0 if observed else amount
     most = runs.least(limits.room(counters), None if pool is None else pool.room(ledger))
-    if most is not None and wanted > most:
-        # Only a capped charge gets here: any other was refused.
-        wanted = most
+    if most is not None:
+        # Cuts a capped charge only: any other was refused.
+        wanted = min(wanted, most)
     allocations = overdraft.take(account, usable, wanted, operation.overage)
     charged = overdraft.spend(ledger, allocations)
     account.spent_micros += charged

@@ -106,7 +106,7 @@ def _events_of_recurring(ledger: Ledger, one: RecurringState, now: datetime) -> 
 
 def _expire_hold(ledger: Ledger, hold: HoldState, now: datetime) -> Iterable[_Event]:
     unknown = hold.state is ReservationState.UNKNOWN
-    give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
+    give_back(ledger, tuple(reversed(hold.allocations)), now)
     limits.let_go(ledger, hold)
     runs.let_go(ledger, hold, hold.expires_at)
     ledger.touch_hold(hold)

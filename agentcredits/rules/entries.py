@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from agentcredits.ids import new_id
 from agentcredits.model import Allocation, GrantCategory, GrantStatus, RecurringStatus, TransactionType
-from agentcredits.rules.state import AccountState, GrantState, HoldState, Ledger, RecurringState, Row
+from agentcredits.rules.state import AccountState, GrantState, Ledger, RecurringState, Row
 
 ENDED = frozenset({GrantStatus.EXPIRED, GrantStatus.VOIDED})
 
@@ -129,7 +129,7 @@ def end_if_over(ledger: Ledger, grant: GrantState, now: datetime) -> None:
         end_grant(ledger, grant, now)
 
 
-def give_back(ledger: Ledger, hold: HoldState, allocations: tuple[Allocation, ...], now: datetime) -> None:
+def give_back(ledger: Ledger, allocations: tuple[Allocation, ...], now: datetime) -> None:
     """Return held credits to their grants; what belongs to an ended grant is breakage, not balance."""
     account = account_of(ledger)
     for allocation in allocations:

@@ -165,7 +165,6 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
         extra = overdraft.take(account, usable, wanted, operation.overage)
         charged += overdraft.spend(ledger, extra)
     account.spent_micros += charged
-    ledger.changes.account = True
     ledger.touch_hold(hold)
     if requested > 0 or hold.pricing is not Pricing.PRICED:
         row = write_row(
@@ -202,7 +201,7 @@ def _settle(ledger: Ledger, operation: ops.Commit, hold: HoldState, requested: i
     if not late:
         # A late settlement leaves the state: that the hold ran out, or was forced back, stays a fact of the ledger.
         hold.state = ReservationState.COMMITTED
-    give_back(ledger, hold, rest, now)
+    give_back(ledger, rest, now)
 
 
 def release(ledger: Ledger, operation: ops.Release, now: datetime) -> Outcome:
@@ -214,7 +213,7 @@ def release(ledger: Ledger, operation: ops.Release, now: datetime) -> Outcome:
         raise refusals.already_settled(hold)
     if hold.state not in OPEN_STATES:
         return Outcome(hold, replayed=True)
-    give_back(ledger, hold, tuple(reversed(hold.allocations)), now)
+    give_back(ledger, tuple(reversed(hold.allocations)), now)
     limits.let_go(ledger, hold)
     runs.let_go(ledger, hold, now)
     ledger.touch_hold(hold)

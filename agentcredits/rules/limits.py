@@ -201,9 +201,11 @@ def of_spending(ledger: Ledger, activity: ops.Activity, now: datetime) -> list[C
     """
     cap, run_id = activity.scopes.run_max_micros, activity.scopes.run_id
     found = counters_of_activity(ledger, activity, now) if ledger.limits else []
-    known = None if cap is None or run_id is None else cap_of(ledger, run_id)
+    if cap is None or run_id is None:
+        return found
+    known = cap_of(ledger, run_id)
     for counter in found:
-        if counter.limit is known and cap is not None and (known.amount, known.mode) != (cap, LimitMode.HARD):
+        if counter.limit is known and (known.amount, known.mode) != (cap, LimitMode.HARD):
             counter.limit = replace(known, amount=cap, mode=LimitMode.HARD)
     return found
 
@@ -402,8 +404,6 @@ def _lines(limit: LimitState) -> tuple[int, ...]:
 
 def _reaches(spent: int, line: int, amount: int) -> bool:
     """``line`` parts of 10,000 are reached; the one past the whole: gone beyond it."""
-    if spent <= 0:
-        return False
     return spent > amount if line > WHOLE else spent * WHOLE >= line * amount
 
 

@@ -45,8 +45,6 @@ class Activity:
 class Operation:
     """Base: one change of one account."""
 
-    #: The name under which idempotency keys of this operation are unique; None: takes no key.
-    key_kind: ClassVar[str | None] = None
     organization_id: str
 
     @property
@@ -63,6 +61,8 @@ class KeyedOperation(Operation):
     is recognised.
     """
 
+    #: The name under which idempotency keys of this operation are unique.
+    key_kind: ClassVar[str]
     id: str
     key: str
     fingerprint: str

@@ -51,7 +51,7 @@ def stored_answer(ledger: Ledger, operation: ops.KeyedOperation) -> KeyState | N
     Raises:
         IdempotencyMismatchError: the key stands for another payload.
     """
-    known = ledger.keys.get((operation.key_kind or "", operation.key))
+    known = ledger.keys.get((operation.key_kind, operation.key))
     if known is not None and known.fingerprint != operation.fingerprint:
         raise refusals.key_mismatch(operation)
     return known
@@ -64,7 +64,7 @@ def is_other_call(known: KeyState, operation: ops.KeyedOperation) -> bool:
 
 def remember(ledger: Ledger, operation: ops.KeyedOperation, now: datetime) -> None:
     """Let the key stand for what this operation makes."""
-    place = (operation.key_kind or "", operation.key)
+    place = (operation.key_kind, operation.key)
     if place in ledger.keys and place not in ledger.changes.new_keys:
         ledger.changes.keys.add(place)
     else:

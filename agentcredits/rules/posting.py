@@ -14,6 +14,7 @@ from typing import Any
 from agentcredits.errors import CreditsError
 from agentcredits.rules import accounts, alike, charges, grants, holds, limits, overdraft, recurring, runs
 from agentcredits.rules import operations as ops
+from agentcredits.rules.entries import account_of
 from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Ledger
 
@@ -26,19 +27,18 @@ def decide_next(ledger: Ledger, operations: Sequence[ops.Operation], start: int,
 def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
     """Answer one operation on the state that its predecessors left; what is due must be booked already."""
     changes = ledger.changes
-    crossings, denials = len(changes.crossings), len(changes.denials)
+    before = len(changes.crossings), len(changes.denials)
     try:
         outcome = _DECIDERS[type(operation)](ledger, operation, now)
     except CreditsError as error:
         return Outcome(error=error)
-    if len(changes.crossings) > crossings or len(changes.denials) > denials:
-        outcome = replace(
-            outcome, crossings=tuple(changes.crossings[crossings:]), denials=tuple(changes.denials[denials:])
-        )
-    if ledger.account is not None and not outcome.replayed:
+    crossings, denials = tuple(changes.crossings[before[0] :]), tuple(changes.denials[before[1] :])
+    if crossings or denials:
+        outcome = replace(outcome, crossings=crossings, denials=denials)
+    if not outcome.replayed:
         overdraft.repay(ledger, now, now)
         if changes.account:
-            ledger.account.last_posted_at = now
+            account_of(ledger).last_posted_at = now
     return outcome
 
 

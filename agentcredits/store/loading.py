@@ -119,7 +119,7 @@ def load_named(
     hold_ids.update(ask.hold_ids)
     for operation in operations:
         if isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated):
-            places.add((str(operation.key_kind), operation.key))
+            places.add((operation.key_kind, operation.key))
         if isinstance(operation, ops.Refund):
             row_ids.add(operation.transaction_id)
         elif isinstance(operation, ops.VoidGrant):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from agentcredits.errors import CreditLimitExceededError, OverageRejectedError
+from agentcredits.errors import ConfigurationError, CreditLimitExceededError, OverageRejectedError
 from agentcredits.model import LimitMode, LimitScope, LimitUnit, Overage, Pricing, ReservationState, Scopes
 from agentcredits.rules import limits
 from agentcredits.rules import operations as ops
@@ -478,3 +478,23 @@ def test_a_counter_of_a_limit_that_cannot_be_read_stands_until_its_window_ends()
     assert counts(unreadable, None)
     assert counts(unreadable, START + timedelta(seconds=1))
     assert not counts(unreadable, START)
+
+
+def test_a_limit_that_cannot_be_read_says_so() -> None:
+    """Which limit, why, and what to do; the action did not run."""
+    limit = LimitState(
+        "l1", LimitScope.USER, "u", LimitUnit.CREDITS, "day", 5, LimitMode.HARD, START, unusable="no day"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        limits.check(Ledger(ACME), [limits.Counter(limit, UsageState("l1", "u"))], 1, ops.Activity())
+    assert caught.value.as_dict() == {
+        "code": "configuration_error",
+        "status": 500,
+        "message": "limit l1 of organization acme cannot be read: no day; the action did not run.",
+        "reason": "unusable_limit",
+        "limit_source": "user",
+        "retryable": False,
+        "context": {"limit_id": "l1"},
+        "suggestions": ["Set or remove the limit again, for example: agentcredits limits list"],
+        "fixes": [],
+    }

@@ -41,7 +41,7 @@ IN_ORDER = [
     grant("never, effective earlier", effective_at=NOW - 9 * DAY),
     grant("never, made earlier", created_at=NOW - 2 * DAY),
     grant("never, smaller id"),
-    grant("never, ßigger id"),
+    grant("never, the bigger id"),
     grant("higher priority number", priority=51, expires_at=NOW + TICK, category=GrantCategory.PROMOTIONAL),
 ]
 

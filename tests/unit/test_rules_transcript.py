@@ -219,7 +219,7 @@ def ends() -> Iterator[Step]:
 
 def limits() -> Iterator[Step]:
     now = DAY
-    yield "credits", now, keyed(ops.Grant, "g9", amount_micros=100 * CREDIT)
+    yield "credits", now, keyed(ops.Grant, "g9", amount_micros=200 * CREDIT)
     yield "a limit with a warning", now, limit("l1", 10 * CREDIT, warn_at=(5_000,))
     each = {"scope": LimitScope.USER, "window_text": "lifetime", "unit": LimitUnit.COUNT}
     yield "each user's calls", now, limit("l2", 2, **each)
@@ -246,8 +246,24 @@ def limits() -> Iterator[Step]:
     yield "a wider cap", 2 * DAY, keyed(ops.Consume, "n11", amount_micros=3 * CREDIT, activity=wider)
     month = {"window_text": "month", "include_existing": True}
     yield "a limit that counts what was", 2 * DAY, limit("l5", 90 * CREDIT, **month)
-    yield "remove", 2 * DAY, ops.RemoveLimit(organization_id="acme", limit_id="l1")
-    yield "remove again", 2 * DAY, ops.RemoveLimit(organization_id="acme", limit_id="l1")
+    agents = {"scope": LimitScope.AGENT_TYPE, "scope_id": "VideoAgent"}
+    actions = {"scope": LimitScope.ACTION, "scope_id": "VideoAgent.generate_video", "window_text": "hour UTC"}
+    nameless = ops.Activity(agent_type="VideoAgent")
+    yield "an agent's", 3 * DAY, limit("l6", 6 * CREDIT, **agents, warn_at=(10_000,))
+    yield "an action's", 3 * DAY, limit("l7", 8 * CREDIT, **actions, mode=LimitMode.SOFT)
+    yield "some is held", 3 * DAY, keyed(ops.Reserve, "m1", amount_micros=2 * CREDIT, ttl=DAY, activity=nameless)
+    yield "all but that", 3 * DAY, keyed(ops.Consume, "m2", amount_micros=6 * CREDIT, activity=nameless)
+    yield "more than ever", 3 * DAY, keyed(ops.Consume, "m2", amount_micros=7 * CREDIT, activity=nameless)
+    yield "to the last", 3 * DAY, keyed(ops.Consume, "m3", amount_micros=4 * CREDIT, activity=nameless)
+    yield "of what is charged", 3 * DAY, commit("m1")
+    yield "nothing is left", 3 * DAY, keyed(ops.Consume, "m4", amount_micros=CREDIT, activity=nameless)
+    named = ops.Activity(agent_type="VideoAgent", action="generate_video")
+    yield "lifted", 3 * DAY, limit("x", 90 * CREDIT, **agents)
+    yield "to the line of a soft one", 3 * DAY, keyed(ops.Consume, "m5", amount_micros=8 * CREDIT, activity=named)
+    yield "beyond it", 3 * DAY, keyed(ops.Consume, "m6", amount_micros=CREDIT, activity=named)
+    yield "the longest in the way", 3 * DAY, keyed(ops.Consume, "m7", amount_micros=95 * CREDIT, activity=named)
+    yield "remove", 3 * DAY, ops.RemoveLimit(organization_id="acme", limit_id="l1")
+    yield "remove again", 3 * DAY, ops.RemoveLimit(organization_id="acme", limit_id="l1")
 
 
 def plain(value: Any) -> Any:
