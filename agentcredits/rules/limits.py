@@ -85,7 +85,7 @@ class Counter:
 names_of_activity = attrgetter(
     "agent_type", "action", "scopes.project_id", "scopes.department_id", "scopes.user_id", "scopes.run_id"
 )
-_names_of_record = attrgetter("agent_type", "action", "project_id", "department_id", "user_id", "run_id")
+names_of_record = attrgetter("agent_type", "action", "project_id", "department_id", "user_id", "run_id")
 
 
 def places_of_activity(activity: ops.Activity) -> list[Place]:
@@ -95,7 +95,7 @@ def places_of_activity(activity: ops.Activity) -> list[Place]:
 
 def places_of_record(record: Scoped) -> list[Place]:
     """The scopes that a hold or ledger row is in."""
-    return _places(*_names_of_record(record))
+    return _places(*names_of_record(record))
 
 
 def _places(
@@ -132,7 +132,7 @@ def counters_of_activity(ledger: Ledger, activity: ops.Activity, now: datetime) 
 
 def counters_of_record(ledger: Ledger, record: Scoped, now: datetime) -> list[Counter]:
     """Every counter that a hold or ledger row moves, in its window of ``now``."""
-    return _counters(ledger, _names_of_record(record), now)
+    return _counters(ledger, names_of_record(record), now)
 
 
 def _counters(ledger: Ledger, names: tuple[str | None, ...], now: datetime) -> list[Counter]:
@@ -378,23 +378,25 @@ def record_crossings(ledger: Ledger, counter: Counter, before: int, row: Row, no
             )
 
 
+def left(counter: Counter) -> int:
+    """How much more passes before the limit refuses, in its unit."""
+    return max(0, counter.left) if counter.refuses else MAX_TOTAL_MICROS
+
+
 def quiet(counter: Counter) -> int:
-    """How much more can be spent, in the limit's unit, before the limit refuses or a threshold is reached; 0: at once,
-    or the thresholds are to be looked at anew first.
+    """How much more can be spent before a threshold is reached, in the limit's unit; 0: at once, or the thresholds are
+    to be looked at anew first.
     """
     limit, usage = counter.limit, counter.usage
-    left = max(0, counter.left) if counter.refuses else MAX_TOTAL_MICROS
-    if not counter.speaks:
-        return left
-    lines = _lines(limit)
+    lines = _lines(limit) if counter.speaks else ()
     if lines and usage.warned_amount != limit.amount:
         return 0
     for line in lines:
         if line > usage.warned:
             # The last sum that does not reach it.
             last = limit.amount if line > WHOLE else -(-line * limit.amount // WHOLE) - 1
-            return max(0, min(left, last - usage.spent))
-    return left
+            return max(0, last - usage.spent)
+    return MAX_TOTAL_MICROS
 
 
 def _lines(limit: LimitState) -> tuple[int, ...]:

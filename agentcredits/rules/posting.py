@@ -21,7 +21,9 @@ from agentcredits.rules.state import Ledger
 
 def decide_next(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now: datetime) -> list[Outcome]:
     """Answer the operation at ``start``, and those after it that are decided with it."""
-    return alike.consume(ledger, operations, start, now) or [decide(ledger, operations[start], now)]
+    together = _TOGETHER.get(type(operations[start]))
+    outcomes = [] if together is None else together(ledger, operations, start, now)
+    return outcomes or [decide(ledger, operations[start], now)]
 
 
 def decide(ledger: Ledger, operation: ops.Operation, now: datetime) -> Outcome:
@@ -47,6 +49,12 @@ def _expire(ledger: Ledger, operation: ops.Expire, now: datetime) -> Outcome:
     account.last_posted_at = now
     return Outcome(account)
 
+
+_TOGETHER: dict[type[ops.Operation], Callable[[Ledger, Sequence[ops.Operation], int, datetime], list[Outcome]]] = {
+    ops.Consume: alike.consume,
+    ops.Reserve: alike.reserve,
+    ops.Commit: alike.commit,
+}
 
 _DECIDERS: dict[type[ops.Operation], Callable[[Ledger, Any, datetime], Outcome]] = {
     ops.CreateAccount: grants.create_account,
