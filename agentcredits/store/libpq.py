@@ -105,19 +105,26 @@ def run(
         # In mid-pipeline nothing is known of the connection any more.
         pgconn.finish()
         raise
-    failed = next((result for result in results if result.status not in _GOOD), None)
+    answers = iter(results)
+    executed = []
+    failed = None
+    for statement, _ in statements:
+        if prepared is not None and statement.name in new:
+            new.remove(statement.name)
+            result = next(answers)
+            if result.status in _GOOD:
+                # It stays, whatever becomes of the transaction.
+                prepared.add(statement.name)
+            failed = failed or _failure(result)
+        executed.append(next(answers))
+        failed = failed or _failure(executed[-1])
     if failed is not None:
         raise error_from_result(failed, encoding=encoding)
-    if prepared is not None:
-        prepared.update(new)
-    answers = iter(results)
-    found = []
-    for statement, _ in statements:
-        if statement.name in new:
-            new.remove(statement.name)
-            next(answers)
-        found.append(_rows(raw, statement, next(answers)))
-    return found
+    return [_rows(raw, statement, result) for (statement, _), result in zip(statements, executed, strict=True)]
+
+
+def _failure(result: Any) -> Any:
+    return None if result.status in _GOOD else result
 
 
 def _results(pgconn: Any) -> list[Any]:

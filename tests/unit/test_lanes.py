@@ -84,8 +84,7 @@ def put(lanes: Lanes, name: str, *, settlement: bool = False) -> Pending:
 
 def answered(*pendings: Pending, seconds: float = 5.0) -> bool:
     """Whether all get their answers in time."""
-    end = time.monotonic() + seconds
-    return all(pending.lock.acquire(timeout=max(0.0, end - time.monotonic())) for pending in pendings)
+    return until(lambda: all(pending.answer is not None for pending in pendings), seconds)
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
