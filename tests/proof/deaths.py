@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy.engine.default import DefaultDialect
 
+from agentcredits.store import libpq
 from tests.proof.books import Call, Journal
 from tests.proof.load import TILLS
 
@@ -46,10 +45,9 @@ def die_at(point: str, till: str, url: str, call: Call, journal: Path) -> None:
     def notify_commits(names: list[str]) -> None:
         """Reach the points around each COMMIT that the process sends, in the order of ``names``.
 
-        On PostgreSQL it may go out as the last statement of a pipeline; its answer has come when the pipeline ends.
+        On PostgreSQL it goes out as the last statement of a pipeline.
         """
-        do_commit, execute, pipeline = DefaultDialect.do_commit, psycopg.Connection.execute, psycopg.Connection.pipeline
-        sent: list[str] = []
+        do_commit, run = DefaultDialect.do_commit, libpq.run
 
         def begin() -> str:
             name = names.pop(0) if names else "another"
@@ -64,21 +62,15 @@ def die_at(point: str, till: str, url: str, call: Call, journal: Path) -> None:
             do_commit(self, connection)
             at(f"between the {name}'s COMMIT and its answer")
 
-        def watched_execute(self: Any, query: Any, *arguments: Any, **options: Any) -> Any:
-            if query == "COMMIT":
-                sent.append(begin())
-            return execute(self, query, *arguments, **options)
-
-        @contextmanager
-        def watched_pipeline(self: Any) -> Iterator[Any]:
-            with pipeline(self) as one:
-                yield one
-            while sent:
-                at(f"between the {sent.pop()}'s COMMIT and its answer")
+        def watched_run(raw: Any, prepared: Any, *statements: Any) -> Any:
+            name = begin() if statements[-1][0] is libpq.COMMIT else None
+            found = run(raw, prepared, *statements)
+            if name is not None:
+                at(f"between the {name}'s COMMIT and its answer")
+            return found
 
         DefaultDialect.do_commit = watched_commit  # type: ignore[method-assign]
-        psycopg.Connection.execute = watched_execute  # type: ignore[method-assign]
-        psycopg.Connection.pipeline = watched_pipeline  # type: ignore[method-assign]
+        libpq.run = watched_run
 
     place = TILLS[till](url, {})
     notes = Journal(journal)
