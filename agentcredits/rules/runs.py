@@ -200,7 +200,8 @@ def _move(
         run.carved_micros = max(0, run.carved_micros + carved)
         run.inner_spent_micros += inner
         if run.is_open:
-            run.expires_at = at + timedelta(seconds=run.ttl_seconds)
+            # What falls due late comes in no order: an earlier use takes nothing away from a later one.
+            run.expires_at = max(run.expires_at, at + timedelta(seconds=run.ttl_seconds))
         _touch(ledger, run)
         inner += spent
         spent, held, carved = 0, 0, run.claim_micros - before
@@ -299,6 +300,7 @@ def open_run(ledger: Ledger, operation: ops.OpenRun, now: datetime) -> Outcome:
     run.borrows = run.borrows if operation.borrows is None else operation.borrows
     if operation.ttl is not None:
         run.ttl_seconds = round(operation.ttl.total_seconds())
+        run.expires_at = now + timedelta(seconds=run.ttl_seconds)
     _move(ledger, run, now)
     # The move saw the new claim already: what it rose or fell by is the run around's to know.
     _move(ledger, around, now, carved=run.claim_micros - before)

@@ -340,6 +340,23 @@ def test_a_run_does_not_end_while_something_is_held_in_it(tree: Tree) -> None:
     assert due(tree, 6 * HOUR) == {"r": 6 * HOUR}
 
 
+def test_an_earlier_end_inside_takes_nothing_from_a_later_use(tree: Tree) -> None:
+    """One late look books the hold's end before that of the run inside, which was earlier."""
+    tree.open("a", 10, ttl=HOUR)
+    tree.open("b", 4, "a", ttl=MINUTE)
+    tree.hold("a", 1, ttl=5 * MINUTE)
+    assert due(tree, DAY) == {"b": MINUTE, "a": HOUR + 5 * MINUTE}
+
+
+def test_a_shorter_time_to_live_counts_from_now(tree: Tree) -> None:
+    """Opening again is a use; what the run had left before is over."""
+    tree.open("r", 10, ttl=DAY)
+    tree.now += MINUTE
+    tree.open("r", ttl=HOUR)
+    assert due(tree, HOUR) == {}
+    assert due(tree, HOUR + MINUTE) == {"r": HOUR + MINUTE}
+
+
 def test_a_run_is_ended_once_where_plain_sql_lost_count_of_those_inside(tree: Tree) -> None:
     """At its own time, put off by the end of the one inside; others that are due come after it."""
     tree.open("a", 10, ttl=HOUR)
