@@ -137,7 +137,7 @@ def commit(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now:
     names, (part,) = limits.names_of_record(first), first.allocations
     grant = ledger.grants.get(part.grant_id or "")
     counters = limits.counters_of_record(ledger, first, now)
-    room = _least(counters, now, limits.quiet)
+    room = _least(counters, limits.quiet)
     if grant is None or room is None:
         return []
     account = account_of(ledger)
@@ -219,7 +219,7 @@ def _plain(
         return None
     grants = usable_for(ledger.grants.values(), now, activity.agent_type, activity.action)
     counters = limits.of_spending(ledger, activity, now)
-    room = _least(counters, now, room_in)
+    room = _least(counters, room_in)
     if not grants or room is None:
         return None
     micros, count = min(grants[0].remaining_micros, room[0]), room[1]
@@ -253,17 +253,17 @@ def _whole(ledger: Ledger, operation: ops.Operation) -> HoldState | None:
     return hold if whole and len(hold.allocations) == 1 else None
 
 
-def _least(counters: Sequence[Counter], now: datetime, room_in: Callable[[Counter], int]) -> tuple[int, int] | None:
-    """How many micro-credits and how many operations pass before any counter has a say; None: it has one now."""
+def _least(counters: Sequence[Counter], room_in: Callable[[Counter], int]) -> tuple[int, int] | None:
+    """How many micro-credits and how many operations pass before any counter has a say; None: one cannot be read."""
     micros, count = MAX_TOTAL_MICROS, _ANY
     for counter in counters:
-        if counter.limit.unusable is not None or not counter.counts(now):
+        if counter.limit.unusable is not None:
             return None
         if counter.limit.unit is LimitUnit.CREDITS:
             micros = min(micros, room_in(counter))
         else:
             count = min(count, room_in(counter))
-    return (micros, count) if micros > 0 and count > 0 else None
+    return micros, count
 
 
 def _count(ledger: Ledger, counters: Sequence[Counter], spent: int, count: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentcredits.errors import InvalidInputError
-from agentcredits.model import AccountStatus, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
+from agentcredits.model import AccountStatus, GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
 from agentcredits.rules import alike, charges, entries, limits
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome
@@ -28,7 +28,12 @@ ACME = "acme"
 ACTIVITIES = (
     ops.Activity(agent_type="Writer", action="write", quantity=Decimal(1), scopes=Scopes(department_id="sales")),
     ops.Activity(agent_type="Writer", action="write", metadata_json='{"a":1}', scopes=Scopes(department_id="sales")),
-    ops.Activity(agent_type="Writer", action="write", scopes=Scopes(department_id="legal", user_id="ann")),
+    ops.Activity(
+        agent_type="Writer",
+        action="write",
+        scopes=Scopes(department_id="legal", user_id="ann", project_id="p", request_id="r"),
+        dimensions_json='{"d":3}',
+    ),
     ops.Activity(agent_type="Writer", action="edit", pricing=Pricing.UNPRICED),
     ops.Activity(agent_type="Writer", action="write", scopes=Scopes(run_id="run", run_max_micros=9)),
 )
@@ -94,7 +99,10 @@ class Dice:
             fingerprint="",
             amount_micros=self.one(3, 9, 25, 200),
             priority=self.one(0, 1, 2),
-            only_for=self.one((), (), (), ("*.edit",)),
+            only_for=self.one((), (), (), ("*.edit",), ("Writer.*",)),
+            category=self.one(*GrantCategory),
+            unit_cost=self.one(None, Decimal("0.01")),
+            currency=self.one("EUR", "USD"),
             expires_at=self.one(None, NOW + timedelta(days=1)),
         )
 
@@ -159,9 +167,17 @@ def words(error: Exception | None) -> Any:
 def told(outcomes: Sequence[Outcome]) -> list[Any]:
     """The answers, comparable."""
     return [
-        dataclasses.replace(outcome, error=words(outcome.error), denials=tuple(map(plain, outcome.denials)))
+        (
+            dataclasses.replace(outcome, error=words(outcome.error), denials=tuple(map(plain, outcome.denials))),
+            sources(outcome.record),
+        )
         for outcome in outcomes
     ]
+
+
+def sources(record: Any) -> Any:
+    """Where its credits come from, which two allocations need not have in common to be equal."""
+    return [(part.category, part.unit_cost, part.currency) for part in getattr(record, "allocations", ())]
 
 
 def plain(denied: Denied) -> Denied:
@@ -196,6 +212,9 @@ def test_together_is_one_by_one(seeds: range) -> None:
         one_by_one(ledger, [dice.grant() for _ in range(4)] + [dice.limit() for _ in range(dice.one(0, 1, 3, 5))])
         # Counters know their limits' amounts from the first charge on.
         one_by_one(ledger, [dice.consume(activity) for activity in ACTIVITIES])
+        if dice.one(True, False, False, False):
+            for limit in ledger.limits.values():
+                limit.unusable = dice.one(None, None, "edited with plain SQL")
         mixed = dice.one(ACTIVITIES, (None,))
         one_by_one(ledger, [dice.reserve(dice.one(*mixed)) for _ in range(dice.one(0, 30))])
         batch = dice.batch(sorted(ledger.holds))

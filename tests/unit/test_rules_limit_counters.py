@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.errors import CreditsError, LimitNotFoundError
 from agentcredits.model import LimitMode, LimitScope, LimitUnit, Pricing, Scopes
 from agentcredits.rules import limits
@@ -437,3 +438,38 @@ def test_a_limit_that_is_not_there_cannot_be_removed(book: LimitBook) -> None:
     missing = book.decide(ops.RemoveLimit(organization_id=ACME, limit_id="l9")).error
     assert missing is not None
     assert missing.code == "account_not_found"
+
+
+# -- how much passes before a counter speaks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "warn_at", "spent", "warned", "quiet"),
+    [
+        (HARD, (), 0, 0, None),
+        (HARD, (5_000, 8_000), 0, 0, 499_999),
+        (HARD, (5_000, 8_000), 499_999, 0, 0),
+        (HARD, (5_000, 8_000), 600_000, 5_000, 199_999),
+        (HARD, (3_333,), 0, 0, 333_299),
+        (SOFT, (), 0, 0, 1_000_000),
+        (SOFT, (), 999_999, 0, 1),
+        (SOFT, (), 1_000_001, 10_001, None),
+    ],
+)
+def test_how_much_can_be_spent_without_a_word(
+    mode: LimitMode, warn_at: tuple[int, ...], spent: int, warned: int, quiet: int | None
+) -> None:
+    """Up to the last micro-credit that reaches no threshold; None: as much as there can be."""
+    limit = LimitState("l", LimitScope.USER, "u1", CREDITS, LIFETIME, 1_000_000, mode, NOW, warn_at=warn_at)
+    counter = limits.Counter(limit, UsageState("l", "u1", spent=spent, warned=warned, warned_amount=1_000_000))
+    assert limits.quiet(counter) == (MAX_TOTAL_MICROS if quiet is None else quiet)
+
+
+def test_a_counter_that_does_not_know_its_limits_amount_looks_first() -> None:
+    """Unless it has no threshold, or another limit speaks for it."""
+    limit = LimitState("l", LimitScope.USER, "u1", CREDITS, LIFETIME, 100, HARD, NOW, warn_at=(5_000,))
+    usage = UsageState("l", "u1", warned_amount=90)
+    assert limits.quiet(limits.Counter(limit, usage)) == 0
+    assert limits.quiet(limits.Counter(limit, usage, speaks=False)) == MAX_TOTAL_MICROS
+    limit.warn_at = ()
+    assert limits.quiet(limits.Counter(limit, usage)) == MAX_TOTAL_MICROS
