@@ -255,7 +255,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def compare_limits(self, organization_id: str) -> None:
         """Every limit and every counter."""
         view = self.model.view(organization_id)
-        people = {who for row in view.rows for who in row.scopes if who} | {"alpha", "beta", ""}
+        named = {who for record in (*view.rows, *view.holds) for who in record.scopes if who}
+        people = named | {"alpha", "beta", ""}
         expected = {
             limit.id: {
                 "amount": limit.amount,
