@@ -78,7 +78,11 @@ class FakeFal:
 
             def do_POST(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
-                request_id = fal.submit(json.loads(self.rfile.read(length) or b"{}"))
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    self.close_connection = True  # whoever asks died in the middle of it
+                    return
+                request_id = fal.submit(json.loads(body or b"{}"))
                 time.sleep(fal.seconds)
                 if request_id is None:
                     self.answer(403, {"detail": LOCKED})
