@@ -31,6 +31,7 @@ from agentcredits.store.dialects import LIMIT_COUNTERS, RowLike
 from agentcredits.store.records import Values
 
 _usage = attrgetter(*LIMIT_COUNTERS)
+usage_window = attrgetter(*(name for name in LIMIT_COUNTERS if name not in ("held", "spent")))
 
 
 # -- limits ------------------------------------------------------------------------------------------------------
@@ -160,6 +161,17 @@ def usage_values(organization_id: str, usage: UsageState) -> Values:
         "limit_id": usage.limit_id,
         "scope_id": usage.scope_id,
         **dict(zip(LIMIT_COUNTERS, _usage(usage), strict=True)),
+    }
+
+
+def usage_changes(organization_id: str, usage: UsageState) -> Values:
+    """What an UPDATE of a counter in the same window writes, with its key."""
+    return {
+        "organization_id": organization_id,
+        "limit_id": usage.limit_id,
+        "scope_id": usage.scope_id,
+        "held": usage.held,
+        "spent": usage.spent,
     }
 
 
@@ -303,6 +315,18 @@ def rollup_values(organization_id: str, place: rollups.Place, totals: rollups.To
         **dict(zip(rollups.GROUPED, values, strict=True)),
         **rollup_sums(totals),
     }
+
+
+def rollup_rows(
+    organization_id: str, sums: Iterable[tuple[rollups.Place, rollups.Totals]]
+) -> tuple[list[Values], tuple[str, ...]]:
+    """What a posting adds to usage_rollups, and which of ``ROLLUP_SUMS`` are added to by any of it."""
+    rows = [rollup_values(organization_id, place, totals) for place, totals in sums]
+    idle = [name for name in ROLLUP_SUMS if name != "charges" and not any(row[name] for row in rows)]
+    for row in rows:
+        for name in idle:
+            del row[name]
+    return rows, tuple(name for name in ROLLUP_SUMS if name not in idle)
 
 
 def rollup_sums(totals: rollups.Totals) -> dict[str, int]:

@@ -5,10 +5,10 @@ The caller begins and ends the transaction. A single call is a batch of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, bindparam, delete, text
@@ -122,7 +122,7 @@ def _decide_account(
     most_refills: int | None,
 ) -> Decided:
     ledger = Ledger(organization_id)
-    created, all_booked = False, True
+    created, all_booked, loaded = False, True, _NOTHING
     ask = loading.asked_by(operations)
     opened = dialect.open_account(connection, organization_id, lock_timeout_seconds, ask)
     if opened.account is None and any(operation.creates_account for operation in operations):
@@ -144,6 +144,7 @@ def _decide_account(
             run_records.load_runs(connection, ledger, operations, now)
         loading.load_existing(connection, ledger, operations, now)
         loading.load_recurring(connection, ledger, now, operations)
+        loaded = _seldom(ledger)
         all_booked = book_due(ledger, now, most_refills=most_refills)
         runs.book_due(ledger, now)
     unanswered = tuple(replace(hold) for hold in ledger.changes.unanswered)
@@ -155,7 +156,7 @@ def _decide_account(
         outcomes[0] = replace(outcomes[0], unanswered=unanswered)
     if created and ledger.account is None:
         connection.execute(delete(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
-    return Decided(outcomes, _writes(connection, ledger))
+    return Decided(outcomes, _writes(connection, ledger, loaded))
 
 
 def _decide_in_order(ledger: Ledger, operations: Sequence[Operation], now: datetime, *, opened: bool) -> list[Outcome]:
@@ -206,7 +207,27 @@ _CREATE_ACCOUNT: Final = text(
 ).bindparams(bindparam("now", type_=UtcDateTime()))
 
 
-def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
+@dataclass(frozen=True, slots=True)
+class _Seldom:
+    """What a posting changes only now and then, to tell afterwards whether it did."""
+
+    totals: tuple[int, ...] = ()
+    grants: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    windows: Mapping[tuple[str, str], tuple[object, ...]] = field(default_factory=dict)
+
+
+_NOTHING: Final = _Seldom()
+
+
+def _seldom(ledger: Ledger) -> _Seldom:
+    return _Seldom(
+        records.account_totals(ledger.account),
+        {id_: records.grant_standing(grant) for id_, grant in ledger.grants.items()},
+        {place: limit_records.usage_window(usage) for place, usage in ledger.usage.items()},
+    )
+
+
+def _writes(connection: Connection, ledger: Ledger, loaded: _Seldom) -> list[Write]:
     """A fixed number of statements (PostgreSQL: one), whatever the size of the batch."""
     changes, account, owner = ledger.changes, ledger.account, ledger.organization_id
     if account is None:
@@ -219,10 +240,15 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
     writes = _Writes()
     # The rows of one write have the same columns; what changes seldom is a column only of those that it changed for.
     if changes.account:
-        standing, features = changes.standing, changes.account_features
-        writes.add(credit_accounts, [records.account_changes(account, standing=standing, features=features)], key[:1])
+        values = records.account_changes(
+            account,
+            totals=records.account_totals(account) != loaded.totals,
+            standing=changes.standing,
+            features=changes.account_features,
+        )
+        writes.add(credit_accounts, [values], key[:1])
     if changes.new_grants or changes.grants:
-        _add_grants(writes, ledger)
+        _add_grants(writes, ledger, loaded)
     if changes.new_holds or changes.holds:
         _add_holds(writes, ledger)
     if changes.rows:
@@ -230,13 +256,13 @@ def _writes(connection: Connection, ledger: Ledger) -> list[Write]:
         writes.add(credit_transactions, records.row_columns(owner, rows))
         writes.add(credit_transaction_allocations, records.allocation_columns(owner, rows))
         writes.add(credit_transaction_details, list(filter(None, (records.detail_values(owner, row) for row in rows))))
-        sums = sorted(rollups.totals(rows).items())
-        totals = [limit_records.rollup_values(owner, place, total) for place, total in sums]
-        writes.add(usage_rollups, totals, ("organization_id", "day", "bucket"), limit_records.ROLLUP_SUMS)
+        sums = sorted(rollups.totals(rows).items(), key=itemgetter(0))
+        totals, adds = limit_records.rollup_rows(owner, sums)
+        writes.add(usage_rollups, totals, ("organization_id", "day", "bucket"), adds)
     if changes.new_keys or changes.keys:
         _add_keys(writes, ledger)
     if ledger.limits or changes.usage or changes.crossings or changes.denials:
-        _add_limits(writes, ledger)
+        _add_limits(writes, ledger, loaded)
     if ledger.runs or ledger.recurring:
         _add_runs(writes, ledger)
     return writes
@@ -249,14 +275,15 @@ class _Writes(list[Write]):
             self.append(Write(table, rows, keys, adds))
 
 
-def _add_grants(writes: _Writes, ledger: Ledger) -> None:
+def _add_grants(writes: _Writes, ledger: Ledger, loaded: _Seldom) -> None:
     changes, owner, grants, key = ledger.changes, ledger.organization_id, ledger.grants, ("organization_id", "id")
-    repaid = changes.repaid - changes.new_grants
     writes.add(credit_grants, [records.grant_values(owner, grants[id_]) for id_ in sorted(changes.new_grants)])
-    writes.add(
-        credit_grants, [records.grant_changes(owner, grants[id_]) for id_ in sorted(changes.grants - repaid)], key
-    )
-    writes.add(credit_grants, [records.grant_changes(owner, grants[id_], repaid=True) for id_ in sorted(repaid)], key)
+    rows: dict[bool, list[records.Values]] = {False: [], True: []}
+    for id_ in sorted(changes.grants):
+        whole = id_ in changes.repaid or records.grant_standing(grants[id_]) != loaded.grants[id_]
+        rows[whole].append(records.grant_changes(owner, grants[id_], whole=whole))
+    for found in rows.values():
+        writes.add(credit_grants, found, key)
 
 
 def _add_holds(writes: _Writes, ledger: Ledger) -> None:
@@ -278,7 +305,7 @@ def _add_keys(writes: _Writes, ledger: Ledger) -> None:
     writes.add(idempotency_keys, again, ("organization_id", "kind", "key"))
 
 
-def _add_limits(writes: _Writes, ledger: Ledger) -> None:
+def _add_limits(writes: _Writes, ledger: Ledger, loaded: _Seldom) -> None:
     changes, owner, limits, usage = ledger.changes, ledger.organization_id, ledger.limits, ledger.usage
     of_limit, of_usage = ("organization_id", "id"), ("organization_id", "limit_id", "scope_id")
     writes.add(credit_limits, [limit_records.limit_values(owner, limits[id_]) for id_ in sorted(changes.new_limits)])
@@ -288,8 +315,11 @@ def _add_limits(writes: _Writes, ledger: Ledger) -> None:
     writes.add(
         credit_limit_usage, [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.new_usage)]
     )
-    counted = [limit_records.usage_values(owner, usage[place]) for place in sorted(changes.usage)]
+    rolled = {place for place in changes.usage if limit_records.usage_window(usage[place]) != loaded.windows[place]}
+    counted = [limit_records.usage_changes(owner, usage[place]) for place in sorted(changes.usage - rolled)]
     writes.add(credit_limit_usage, counted, of_usage)
+    afresh = [limit_records.usage_values(owner, usage[place]) for place in sorted(rolled)]
+    writes.add(credit_limit_usage, afresh, of_usage)
     writes.add(credit_limit_crossings, [limit_records.crossing_values(owner, one) for one in changes.crossings])
     writes.add(credit_denials, [limit_records.denial_values(owner, one) for one in changes.denials])
 

@@ -34,18 +34,10 @@ from agentcredits.store.dialects import Columns, RowLike
 
 Values = dict[str, Any]
 
-_ACCOUNT_COUNTERS = (
-    "granted_micros",
-    "scheduled_micros",
-    "spent_micros",
-    "reserved_micros",
-    "expired_micros",
-    "voided_micros",
-    "last_seq",
-    "next_due_at",
-    "last_posted_at",
-)
+#: What every charge, hold or settlement changes.
+_ACCOUNT_COUNTERS = ("spent_micros", "reserved_micros", "last_seq", "next_due_at", "last_posted_at")
 #: What changes seldom: written only when it did.
+_ACCOUNT_TOTALS = ("granted_micros", "scheduled_micros", "expired_micros", "voided_micros")
 _ACCOUNT_STANDING = (
     "overdraft_micros",
     "overdrawn_micros",
@@ -121,6 +113,8 @@ _HOLD_CHANGING = (
 
 #: All of a record's columns at once; this is done for every charge.
 _account_counters = attrgetter(*_ACCOUNT_COUNTERS)
+account_totals = attrgetter(*_ACCOUNT_TOTALS)
+grant_standing = attrgetter("status", "is_open", "expired_micros", "voided_micros", "voided_at")
 _account_standing = attrgetter(*_ACCOUNT_STANDING)
 _hold_plain = attrgetter(*_HOLD_PLAIN)
 _hold_public = attrgetter(*_HOLD_PUBLIC)
@@ -146,15 +140,16 @@ def read_account(row: RowLike) -> AccountState:
         status_at=row["status_at"],
         next_refill_at=row["next_refill_at"],
         has_restricted=bool(row["has_restricted"]),
-        **{name: row[name] for name in _ACCOUNT_COUNTERS},
+        **{name: row[name] for name in (*_ACCOUNT_COUNTERS, *_ACCOUNT_TOTALS)},
     )
 
 
-def account_changes(account: AccountState, *, standing: bool, features: bool) -> Values:
+def account_changes(account: AccountState, *, totals: bool, standing: bool, features: bool) -> Values:
     """What an UPDATE of the account writes, with its key.
 
     Args:
         account: As it is now.
+        totals: What was granted, scheduled, expired and voided too.
         standing: Its line, debt and status too.
         features: Also when the next recurring grant comes, and whether a grant was ever restricted.
     """
@@ -162,6 +157,8 @@ def account_changes(account: AccountState, *, standing: bool, features: bool) ->
         "organization_id": account.organization_id,
         **dict(zip(_ACCOUNT_COUNTERS, _account_counters(account), strict=True)),
     }
+    if totals:
+        values |= zip(_ACCOUNT_TOTALS, account_totals(account), strict=True)
     if standing:
         values |= zip(_ACCOUNT_STANDING, _account_standing(account), strict=True)
         values["status"] = account.status.value
@@ -217,7 +214,7 @@ def read_grant(row: RowLike) -> GrantState:
 def grant_values(organization_id: str, grant: GrantState) -> Values:
     """A whole credit_grants row."""
     return {
-        **grant_changes(organization_id, grant),
+        **grant_changes(organization_id, grant, whole=True),
         "amount_micros": grant.amount_micros,
         "category": grant.category.value,
         "priority": grant.priority,
@@ -225,7 +222,6 @@ def grant_values(organization_id: str, grant: GrantState) -> Values:
         "expires_at": grant.expires_at,
         "created_at": grant.created_at,
         "source": grant.source,
-        "repaid_micros": grant.repaid_micros,
         "only_for": write_names(grant.only_for),
         "unit_cost": grant.unit_cost,
         "currency": grant.currency,
@@ -245,17 +241,24 @@ def write_names(names: tuple[str, ...]) -> str | None:
     return json.dumps(names) if names else None
 
 
-def grant_changes(organization_id: str, grant: GrantState, *, repaid: bool = False) -> Values:
-    """What an UPDATE of a grant writes, with its key; ``repaid``: what it paid of the debt too."""
-    return {
-        **({"repaid_micros": grant.repaid_micros} if repaid else {}),
+def grant_changes(organization_id: str, grant: GrantState, *, whole: bool) -> Values:
+    """What an UPDATE of a grant writes, with its key; ``whole``: its standing and what it paid of the debt too."""
+    values = {
         "organization_id": organization_id,
         "id": grant.id,
-        "status": grant.status.value,
-        "is_open": grant.is_open,
-        "voided_at": grant.voided_at,
-        **{name: getattr(grant, name) for name in _GRANT_COUNTERS},
+        "spent_micros": grant.spent_micros,
+        "held_micros": grant.held_micros,
     }
+    if whole:
+        values |= {
+            "status": grant.status.value,
+            "is_open": grant.is_open,
+            "expired_micros": grant.expired_micros,
+            "voided_micros": grant.voided_micros,
+            "voided_at": grant.voided_at,
+            "repaid_micros": grant.repaid_micros,
+        }
+    return values
 
 
 def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = False) -> CreditGrant:
