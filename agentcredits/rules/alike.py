@@ -150,7 +150,7 @@ def commit(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now:
             break
         if hold.allocations[0].grant_id != grant.id:
             break
-        if hold is not first and limits.names_of_record(hold) != names:
+        if hold is not first and (limits.names_of_record(hold) != names or hold.limits != first.limits):
             break
         amount = hold.amount_micros
         spent += amount
@@ -178,7 +178,6 @@ def commit(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now:
         )
         ledger.rows[row.id] = row
         ledger.changes.rows.append(row)
-        limits.let_go(ledger, hold)
         ledger.touch_hold(hold)
         hold.state = ReservationState.COMMITTED
         hold.requested_micros = hold.charged_micros = amount
@@ -192,6 +191,7 @@ def commit(ledger: Ledger, operations: Sequence[ops.Operation], start: int, now:
     account.reserved_micros -= spent
     ledger.touch_grant(grant.id).spent_micros += spent
     grant.held_micros -= spent
+    limits.let_go(ledger, first, spent, len(outcomes))
     _count(ledger, counters, spent, len(outcomes))
     return _posted(ledger, outcomes, now)
 

@@ -298,8 +298,12 @@ def hold(ledger: Ledger, found: Sequence[Counter], amount_micros: int) -> tuple[
     return tuple(counter.limit.id for counter in found)
 
 
-def let_go(ledger: Ledger, record: HoldState) -> None:
-    """A hold ends: lower the limits that it was counted in, and no others."""
+def let_go(ledger: Ledger, record: HoldState, amount_micros: int | None = None, count: int = 1) -> None:
+    """A hold ends: lower the limits that it was counted in, and no others.
+
+    ``count`` holds that were counted like it end together: ``amount_micros`` is what they held.
+    """
+    amount = record.amount_micros if amount_micros is None else amount_micros
     if not record.limits:
         return
     places = dict(places_of_record(record))
@@ -310,7 +314,7 @@ def let_go(ledger: Ledger, record: HoldState) -> None:
         usage = ledger.usage.get((limit_id, places.get(limit.scope, "")))
         if usage is not None:
             # Never below 0, also where plain SQL removed the counter meanwhile: a settlement must go through.
-            usage.held = max(0, usage.held - (record.amount_micros if limit.unit is LimitUnit.CREDITS else 1))
+            usage.held = max(0, usage.held - (amount if limit.unit is LimitUnit.CREDITS else count))
             ledger.touch_usage(usage)
 
 

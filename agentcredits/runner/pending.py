@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from agentcredits.rules.operations import Operation
@@ -20,7 +19,7 @@ class Pending:
     """One operation and whoever waits for it.
 
     ``_claim`` holds one token: whoever takes it first decides whether the answer was delivered (the poster) or
-    given up on (the caller); ``deque.pop`` is atomic and re-entrant, so that signal handlers cannot dead-lock.
+    given up on (the caller); ``list.pop`` is atomic and re-entrant, so that signal handlers cannot dead-lock.
     """
 
     __slots__ = ("_claim", "answer", "lock", "operation", "settlement", "started")
@@ -36,7 +35,7 @@ class Pending:
         self.settlement = settlement
         self.started = False
         self.answer: Answer | None = None
-        self._claim: deque[None] = deque((None,))
+        self._claim: list[None] = [None]
 
     def claim(self) -> bool:
         """Take the token; True for the first who asks."""

@@ -25,12 +25,13 @@ from sqlalchemy.pool import StaticPool
 
 from agentcredits.clock import Clock
 from agentcredits.errors import CreditsError, StoreUnavailableError
-from agentcredits.rules.operations import Commit, Extend, KeyedOperation, Operation, Release
+from agentcredits.rules.operations import AboutHold, Commit, Extend, KeyedOperation, Operation, Release
 from agentcredits.rules.posting import Outcome
 from agentcredits.runner.gate import Gate
 from agentcredits.runner.keeper import Keeper
 from agentcredits.runner.lanes import Lanes, release_of
 from agentcredits.runner.pending import Answer, AsyncPending, Pending
+from agentcredits.runner.spare import Spare
 from agentcredits.store import tenancy, upgrade
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.faults import Fault, classify, translate
@@ -124,6 +125,9 @@ class Runner:
         self._readings: dict[tuple[asyncio.AbstractEventLoop, Hashable], asyncio.Future[Any]] = {}
         self._background: dict[int, Pending] = {}
         self._keeper = Keeper(self._submit)
+        # An application's own engine, and the one connection of a database in memory, are not kept from others.
+        keeps = self._owns_engine and self._one_connection is None
+        self._spare = Spare(self._connect, self._limits.posters if keeps else 0)
         self._lanes = Lanes(
             self._post_batch,
             shared=self.dialect.mixes_accounts,
@@ -225,6 +229,8 @@ class Runner:
                     hold.provider,
                     hold.provider_reference or "without a reference",
                 )
+        if not isinstance(operation, AboutHold):
+            return answer
         if isinstance(operation, Commit | Release) and pending.settlement:
             if isinstance(answer, StoreUnavailableError):
                 self._keeper.defer(operation)
@@ -299,13 +305,20 @@ class Runner:
     def _transact_once(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
         self._ensure_ready()
         fresh, attempts.fresh = attempts.fresh, False
-        with self._gate, self._exclusive(), self._connect() as connection:
-            outcomes = self._post_and_commit(connection, operations, fresh, attempts)
-            # An account that slept for years is brought up to date in several transactions.
-            while late := [place for place, outcome in enumerate(outcomes) if outcome.undecided]:
-                again = self._post_and_commit(connection, [operations[place] for place in late], fresh, attempts)
-                for place, outcome in zip(late, again, strict=True):
-                    outcomes[place] = replace(outcome, unanswered=outcomes[place].unanswered + outcome.unanswered)
+        with self._gate, self._exclusive():
+            connection = self._spare.take()
+            try:
+                outcomes = self._post_and_commit(connection, operations, fresh, attempts)
+                # An account that slept for years is brought up to date in several transactions.
+                while late := [place for place, outcome in enumerate(outcomes) if outcome.undecided]:
+                    again = self._post_and_commit(connection, [operations[place] for place in late], fresh, attempts)
+                    for place, outcome in zip(late, again, strict=True):
+                        outcomes[place] = replace(outcome, unanswered=outcomes[place].unanswered + outcome.unanswered)
+            except BaseException:
+                connection.close()
+                self._spare.clear()
+                raise
+            self._spare.give(connection)
             return outcomes
 
     def _post_and_commit(
@@ -473,6 +486,7 @@ class Runner:
         if self._readers is not None:
             self._readers.shutdown(wait=True)
             self._readers = None
+        self._spare.close()
         if self._owns_engine:
             self.engine.dispose()
 
@@ -480,6 +494,7 @@ class Runner:
         """Wait until no connection is in use; close SQLite's, which a child must not inherit."""
         self._gate.close()
         if self.dialect.name == "sqlite" and self._one_connection is None:
+            self._spare.clear()
             self.engine.dispose()
 
     def after_fork_in_parent(self) -> None:
@@ -489,7 +504,7 @@ class Runner:
     def after_fork_in_child(self) -> None:
         """Start anew: the parent's queue, threads and connections stay the parent's."""
         self._ready_lock = threading.RLock()
-        _inherited.append((self.engine.pool, self._lanes, self._keeper, self._readers))
+        _inherited.append((self.engine.pool, self._spare, self._lanes, self._keeper, self._readers))
         if self._one_connection is not None:
             self._one_connection = threading.RLock()
         else:

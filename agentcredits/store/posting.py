@@ -16,10 +16,10 @@ from sqlalchemy import Connection, Table, bindparam, delete, text
 from agentcredits.clock import Clock
 from agentcredits.rules import rollups, runs
 from agentcredits.rules.due import book_due
-from agentcredits.rules.operations import Operation
+from agentcredits.rules.operations import AboutHold, Operation, Spending
 from agentcredits.rules.outcomes import Outcome, Record
 from agentcredits.rules.posting import decide, decide_next
-from agentcredits.rules.state import Ledger, Row
+from agentcredits.rules.state import HoldState, Ledger, Row
 from agentcredits.store import limit_records, loading, records, recurring_records, run_records
 from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import Columns, Rows, StoreDialect, Write, dialect_of
@@ -163,22 +163,42 @@ def _decide_in_order(ledger: Ledger, operations: Sequence[Operation], now: datet
     """Decide in order. An account whose row was made for this batch is there from the first operation that opens it."""
     account = ledger.account
     outcomes: list[Outcome] = []
+    often = _named_often(operations)
     while not opened and len(outcomes) < len(operations):
         operation = operations[len(outcomes)]
         ledger.account = account if operation.creates_account else None
         outcome = decide(ledger, operation, now)
         opened = outcome.error is None
-        outcomes.append(_snapshot(outcome))
+        outcomes.append(_snapshot(outcome, often))
     ledger.account = account if opened else None
     while len(outcomes) < len(operations):
-        outcomes += map(_snapshot, decide_next(ledger, operations, len(outcomes), now))
+        outcomes += [_snapshot(outcome, often) for outcome in decide_next(ledger, operations, len(outcomes), now)]
     return outcomes
 
 
-def _snapshot(outcome: Outcome) -> Outcome:
+def _named_often(operations: Sequence[Operation]) -> set[str] | None:
+    """The holds that several operations make or name; None: there are operations that may change any hold."""
+    named: set[str] = set()
+    often: set[str] = set()
+    for operation in operations:
+        if isinstance(operation, Spending):
+            hold_id = operation.id
+        elif isinstance(operation, AboutHold):
+            hold_id = operation.reservation_id
+        else:
+            return None
+        if hold_id in named:
+            often.add(hold_id)
+        named.add(hold_id)
+    return often
+
+
+def _snapshot(outcome: Outcome, often: set[str] | None) -> Outcome:
     # Ledger rows never change; the other records may, by a later operation of the batch.
     record = outcome.record
     if record is None or isinstance(record, Row):
+        return outcome
+    if isinstance(record, HoldState) and often is not None and not outcome.replayed and record.id not in often:
         return outcome
     return Outcome(_copy(record), outcome.error, outcome.replayed, outcome.crossings, outcome.denials)
 
@@ -288,14 +308,11 @@ def _add_grants(writes: _Writes, ledger: Ledger, loaded: _Seldom) -> None:
 
 def _add_holds(writes: _Writes, ledger: Ledger) -> None:
     changes, owner, holds, key = ledger.changes, ledger.organization_id, ledger.holds, ("organization_id", "id")
-    forced = {id_ for id_ in changes.holds if holds[id_].forced}
-    writes.add(credit_reservations, [records.hold_values(owner, holds[id_]) for id_ in sorted(changes.new_holds)])
-    writes.add(
-        credit_reservations, [records.hold_changes(owner, holds[id_]) for id_ in sorted(changes.holds - forced)], key
-    )
-    writes.add(
-        credit_reservations, [records.hold_changes(owner, holds[id_], forced=True) for id_ in sorted(forced)], key
-    )
+    writes.add(credit_reservations, records.hold_columns(owner, [holds[id_] for id_ in sorted(changes.new_holds)]))
+    changed = [holds[id_] for id_ in sorted(changes.holds)]
+    plain, forced = [one for one in changed if not one.forced], [one for one in changed if one.forced]
+    writes.add(credit_reservations, records.hold_changes(owner, plain), key)
+    writes.add(credit_reservations, records.hold_changes(owner, forced, forced=True), key)
 
 
 def _add_keys(writes: _Writes, ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -23,6 +24,7 @@ from agentcredits.model import (
     Transaction,
     TransactionType,
 )
+from agentcredits.model.making import maker
 from agentcredits.rules.state import (
     AccountState,
     GrantState,
@@ -97,7 +99,8 @@ _ROW_PLAIN = (
 _ROW_STORED = ("type", "pricing", *_ROW_PLAIN)
 _KEY = ("kind", "key", "fingerprint", "result_id", "created_at")
 _DETAILS = ("user_id", "request_id", "reason", "dimensions", "metadata")
-_HOLD_PUBLIC = tuple(name for name in _HOLD_PLAIN if name not in ("dimensions", "metadata", "observed"))
+#: As stored: the texts of the words in place of the enumerations; what is made of other values comes after these.
+_HOLD_STORED = ("state", "pricing", "forced", *_HOLD_PLAIN)
 _HOLD_CHANGING = (
     "expires_at",
     "settled_at",
@@ -116,11 +119,15 @@ _account_counters = attrgetter(*_ACCOUNT_COUNTERS)
 account_totals = attrgetter(*_ACCOUNT_TOTALS)
 grant_standing = attrgetter("status", "is_open", "expired_micros", "voided_micros", "voided_at")
 _account_standing = attrgetter(*_ACCOUNT_STANDING)
-_hold_plain = attrgetter(*_HOLD_PLAIN)
-_hold_public = attrgetter(*_HOLD_PUBLIC)
-_hold_changing = attrgetter(*_HOLD_CHANGING)
+_hold_stored = attrgetter("state._value_", "pricing._value_", "forced", *_HOLD_PLAIN)
+_hold_changing = attrgetter("id", "state._value_", *_HOLD_CHANGING)
 _row_stored = attrgetter("type._value_", "pricing._value_", *_ROW_PLAIN)
 _key = attrgetter(*_KEY)
+#: What callers get, from what the rules know by the same names: all but the organization, and what follows.
+_hold_public = attrgetter(*(entry.name for entry in fields(ReservationRecord)[1:-1]))
+_row_public = attrgetter(*(entry.name for entry in fields(Transaction)[1:-5]))
+_make_hold = maker(ReservationRecord)
+_make_row = maker(Transaction)
 _details = attrgetter(*_DETAILS)
 
 
@@ -290,17 +297,44 @@ def public_grant(organization_id: str, grant: GrantState, *, replayed: bool = Fa
 # -- reservations ------------------------------------------------------------------------------------------------
 
 
+_STATES = {state.value: state for state in ReservationState}
+_PRICINGS = {pricing.value: pricing for pricing in Pricing}
+
+
 def read_hold(row: RowLike) -> HoldState:
     """A credit_reservations row as state."""
-    plain = {name: row[name] for name in _HOLD_PLAIN}
-    plain["quantity"] = exact(plain["quantity"])
+    # Every settlement comes by here: one call with all names is the fastest.
     return HoldState(
-        state=ReservationState(row["state"]),
-        pricing=Pricing(row["pricing"]),
+        state=_STATES[row["state"]],
+        pricing=_PRICINGS[row["pricing"]],
         allocations=_read_parts(row["allocations"]),
         limits=_read_ids(row["limits"]) if row["limits"] else (),
         forced=row["forced"],
-        **plain,
+        quantity=exact(row["quantity"]),
+        id=row["id"],
+        amount_micros=row["amount_micros"],
+        agent_type=row["agent_type"],
+        action=row["action"],
+        project_id=row["project_id"],
+        department_id=row["department_id"],
+        user_id=row["user_id"],
+        request_id=row["request_id"],
+        run_id=row["run_id"],
+        dimensions=row["dimensions"],
+        metadata=row["metadata"],
+        idempotency_key=row["idempotency_key"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        settled_at=row["settled_at"],
+        requested_micros=row["requested_micros"],
+        charged_micros=row["charged_micros"],
+        uncollected_micros=row["uncollected_micros"],
+        transaction_id=row["transaction_id"],
+        late=row["late"],
+        reason=row["reason"],
+        provider=row["provider"],
+        provider_reference=row["provider_reference"],
+        observed=row["observed"],
     )
 
 
@@ -314,41 +348,38 @@ def _read_ids(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-def hold_values(organization_id: str, hold: HoldState) -> Values:
-    """A whole credit_reservations row."""
+@lru_cache(maxsize=1024)
+def _parts_text(parts: tuple[Allocation, ...]) -> str:
+    return json.dumps([[part.grant_id, part.amount_micros] for part in parts])
+
+
+@lru_cache(maxsize=1024)
+def _ids_text(ids: tuple[str, ...]) -> str | None:
+    return json.dumps(ids) if ids else None
+
+
+def hold_columns(organization_id: str, holds: Sequence[HoldState]) -> Columns:
+    """Whole credit_reservations rows."""
+    columns = _columns(organization_id, _HOLD_STORED, map(_hold_stored, holds))
+    if not holds:
+        return columns
     return {
-        "organization_id": organization_id,
-        "state": hold.state.value,
-        "pricing": hold.pricing.value,
-        "allocations": json.dumps([[part.grant_id, part.amount_micros] for part in hold.allocations]),
-        "limits": json.dumps(hold.limits) if hold.limits else None,
-        "forced": hold.forced,
-        **dict(zip(_HOLD_PLAIN, _hold_plain(hold), strict=True)),
+        **columns,
+        "allocations": [_parts_text(hold.allocations) for hold in holds],
+        "limits": [_ids_text(hold.limits) for hold in holds],
     }
 
 
-def hold_changes(organization_id: str, hold: HoldState, *, forced: bool = False) -> Values:
-    """What an UPDATE of a reservation writes, with its key; ``forced``: that it was given back by force too."""
-    return {
-        **({"forced": True} if forced else {}),
-        "organization_id": organization_id,
-        "id": hold.id,
-        "state": hold.state.value,
-        **dict(zip(_HOLD_CHANGING, _hold_changing(hold), strict=True)),
-    }
+def hold_changes(organization_id: str, holds: Sequence[HoldState], *, forced: bool = False) -> Columns:
+    """What an UPDATE of reservations writes, with its key; ``forced``: that they were given back by force too."""
+    columns = _columns(organization_id, ("id", "state", *_HOLD_CHANGING), map(_hold_changing, holds))
+    return {**columns, "forced": [True] * len(holds)} if forced and holds else columns
 
 
 def public_hold(organization_id: str, hold: HoldState, *, replayed: bool = False) -> ReservationRecord:
     """The record that callers get."""
-    return ReservationRecord(
-        organization_id=organization_id,
-        state=hold.state,
-        pricing=Pricing.OBSERVED if hold.observed else hold.pricing,
-        allocations=hold.allocations,
-        forced=hold.forced,
-        replayed=replayed,
-        **dict(zip(_HOLD_PUBLIC, _hold_public(hold), strict=True)),
-    )
+    record = _make_hold(organization_id, *_hold_public(hold), replayed)
+    return replace(record, pricing=Pricing.OBSERVED) if hold.observed else record
 
 
 # -- ledger rows -------------------------------------------------------------------------------------------------
@@ -392,35 +423,14 @@ def detail_values(organization_id: str, row: Row) -> Values | None:
 
 def public_row(organization_id: str, row: Row, *, replayed: bool = False) -> Transaction:
     """The record that callers get."""
-    # Every charge comes by here: one call with all names is the fastest.
-    return Transaction(
-        organization_id=organization_id,
-        id=row.id,
-        seq=row.seq,
-        type=row.type,
-        amount_micros=row.amount_micros,
-        balance_after_micros=row.balance_after_micros,
-        created_at=row.created_at,
-        agent_type=row.agent_type,
-        action=row.action,
-        quantity=row.quantity,
-        project_id=row.project_id,
-        department_id=row.department_id,
-        user_id=row.user_id,
-        request_id=row.request_id,
-        run_id=row.run_id,
-        reservation_id=row.reservation_id,
-        grant_id=row.grant_id,
-        refund_of=row.refund_of,
-        idempotency_key=row.idempotency_key,
-        uncollected_micros=row.uncollected_micros,
-        pricing=row.pricing,
-        late=row.late,
-        reason=row.reason,
-        dimensions=json.loads(row.dimensions) if row.dimensions else {},
-        metadata=json.loads(row.metadata) if row.metadata else {},
-        allocations=row.allocations,
-        replayed=replayed,
+    return _make_row(
+        organization_id,
+        *_row_public(row),
+        json.loads(row.dimensions) if row.dimensions else {},
+        json.loads(row.metadata) if row.metadata else {},
+        row.allocations,
+        replayed,
+        False,
     )
 
 
