@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 
 from agentcredits.model import GrantCategory, Pricing, TransactionType
@@ -95,7 +96,8 @@ def day_of(at: datetime) -> str:
     return at.astimezone(UTC).date().isoformat()
 
 
-def bucket(values: Iterable[str]) -> str:
+@lru_cache(maxsize=4096)
+def bucket(values: tuple[str, ...]) -> str:
     """A short key for the values of ``GROUPED``: together they may be too long for an index."""
     text = "".join(f"{len(value)}:{value}" for value in values)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

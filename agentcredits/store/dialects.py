@@ -116,8 +116,8 @@ _MOST: Final = MAX_TOTAL_MICROS
 #: How long to wait for one of our own connections when all are in use.
 POOL_TIMEOUT_SECONDS: Final = 10.0
 
-#: Where a connection of our own remembers what is prepared on it; others are not prepared anything.
-PREPARED: Final = "agentcredits_prepared"
+#: What is remembered of a connection of our own; on others nothing is prepared.
+KNOWN: Final = "agentcredits_known"
 
 _DRIVERS: Final = {
     "sqlite": "sqlite",
@@ -211,9 +211,11 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
             'PostgreSQL needs its driver: pip install "agentcredits[postgres]".', context={"module": error.name}
         ) from error
 
+    from agentcredits.store.libpq import Known
+
     @event.listens_for(engine, "connect")
     def _allow_preparing(_connection: object, record: ConnectionPoolEntry) -> None:
-        record.info[PREPARED] = set()
+        record.info[KNOWN] = Known()
 
     return engine
 

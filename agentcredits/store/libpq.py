@@ -11,7 +11,7 @@ import hashlib
 import re
 import select
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property, lru_cache
@@ -52,6 +52,14 @@ def numbered(sql: str) -> Statement:
 COMMIT: Final = Statement(b"COMMIT")
 
 
+@dataclass(slots=True)
+class Known:
+    """What is remembered of one connection: the names of what is prepared on it, and how rows are read."""
+
+    prepared: set[bytes] = field(default_factory=set)
+    readers: dict[bytes, Any] = field(default_factory=dict)
+
+
 def begin(raw: Any) -> tuple[Statement, ...]:
     """BEGIN as the connection was told to; nothing, where it has begun."""
     if raw.pgconn.transaction_status != pq.TransactionStatus.IDLE:
@@ -65,14 +73,12 @@ def begin(raw: Any) -> tuple[Statement, ...]:
 _BEGIN: Final = Statement(b"BEGIN")
 
 
-def run(
-    raw: Any, prepared: set[bytes] | None, *statements: tuple[Statement, Mapping[str, Any]]
-) -> list[list[dict[str, Any]]]:
+def run(raw: Any, known: Known | None, *statements: tuple[Statement, Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
     """Run statements in order, in one round trip; their rows, times in UTC.
 
     Args:
         raw: A psycopg connection that nobody else uses meanwhile.
-        prepared: The names of what is prepared on it, changed here; None: nothing may be.
+        known: What is remembered of it, changed here; None: nothing may be prepared on it.
         statements: With their parameters.
 
     Raises:
@@ -80,6 +86,7 @@ def run(
             database leave the connection unusable: it is closed.
     """
     pgconn, encoding = raw.pgconn, raw.info.encoding
+    prepared = None if known is None else known.prepared
     sent = [
         (statement, [to_text(parameters[name], encoding) for name in statement.names])
         for statement, parameters in statements
@@ -120,7 +127,7 @@ def run(
         failed = failed or _failure(executed[-1])
     if failed is not None:
         raise error_from_result(failed, encoding=encoding)
-    return [_rows(raw, statement, result) for (statement, _), result in zip(statements, executed, strict=True)]
+    return [_rows(raw, known, statement, result) for (statement, _), result in zip(statements, executed, strict=True)]
 
 
 def _failure(result: Any) -> Any:
@@ -173,18 +180,25 @@ _columns: Final[dict[bytes, tuple[tuple[str, ...], tuple[int, ...]]]] = {}
 _TIMESTAMPTZ: Final = 1184
 
 
-def _rows(raw: Any, statement: Statement, result: Any) -> list[dict[str, Any]]:
+def _rows(raw: Any, known: Known | None, statement: Statement, result: Any) -> list[dict[str, Any]]:
     if not result.nfields:
         return []
-    known = _columns.get(statement.sql)
-    if known is None:
+    columns = _columns.get(statement.sql)
+    if columns is None:
         places = range(result.nfields)
         names = tuple(result.fname(place).decode() for place in places)
-        known = names, tuple(place for place in places if result.ftype(place) == _TIMESTAMPTZ)
-        _columns[statement.sql] = known
-    names, times = known
-    transformer = Transformer(raw)
-    transformer.set_pgresult(result)
+        columns = names, tuple(place for place in places if result.ftype(place) == _TIMESTAMPTZ)
+        _columns[statement.sql] = columns
+    names, times = columns
+    transformer = None if known is None else known.readers.get(statement.sql)
+    if transformer is None:
+        transformer = Transformer(raw)
+        transformer.set_pgresult(result)
+        if known is not None:
+            known.readers[statement.sql] = transformer
+    else:
+        # How its columns are read was found out when it came first.
+        transformer.set_pgresult(result, set_loaders=False)
     found = []
     for values in transformer.load_rows(0, result.ntuples, list):
         for place in times:

@@ -322,19 +322,22 @@ def rollup_rows(
 ) -> tuple[list[Values], tuple[str, ...]]:
     """What a posting adds to usage_rollups, and which of ``ROLLUP_SUMS`` are added to by any of it."""
     rows = [rollup_values(organization_id, place, totals) for place, totals in sums]
-    idle = [name for name in ROLLUP_SUMS if name != "charges" and not any(row[name] for row in rows)]
+    adds = {name for row in rows for name, value in row.items() if value}
+    adds.add("charges")
     for row in rows:
-        for name in idle:
-            del row[name]
-    return rows, tuple(name for name in ROLLUP_SUMS if name not in idle)
+        for name in ROLLUP_SUMS:
+            if name not in adds:
+                del row[name]
+    return rows, tuple(name for name in ROLLUP_SUMS if name in adds)
 
 
 def rollup_sums(totals: rollups.Totals) -> dict[str, int]:
     """The columns of ``ROLLUP_SUMS``."""
-    return {
-        "charges": totals.charges,
-        "charged_micros": totals.charged_micros,
-        "refunded_micros": totals.refunded_micros,
-        "uncollected_micros": totals.uncollected_micros,
-        **{column: totals.net_micros.get(category, 0) for category, column in NET_COLUMNS.items()},
-    }
+    sums = dict.fromkeys(ROLLUP_SUMS, 0)
+    sums["charges"] = totals.charges
+    sums["charged_micros"] = totals.charged_micros
+    sums["refunded_micros"] = totals.refunded_micros
+    sums["uncollected_micros"] = totals.uncollected_micros
+    for category, micros in totals.net_micros.items():
+        sums[NET_COLUMNS[category]] = micros
+    return sums

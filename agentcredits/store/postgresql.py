@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -25,8 +25,8 @@ from agentcredits.store import postgresql_reads as reads
 from agentcredits.store import tenancy
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import (
+    KNOWN,
     NOTHING,
-    PREPARED,
     Ask,
     Opened,
     RowLike,
@@ -130,20 +130,23 @@ class PostgreSQLDialect(StoreDialect):
         parameters: dict[str, Any] = {}
         arrays: dict[tuple[str, tuple[Any, ...]], str] = {}
         for place, entry in enumerate(writes):
-            forms: list[tuple[str, _Form, str]] = []
-            for name, column in entry.columns.items():
-                parameter = _parameter(place, name)
+            columns = entry.columns
+            sent: list[str | None] = []
+            for name, column in columns.items():
                 value = column[0]
-                if column.count(value) < len(column):
-                    parameter = arrays.setdefault((_array_type(entry.table, name), tuple(column)), parameter)
+                if len(column) > 1 and column.count(value) < len(column):
+                    parameter = arrays.setdefault(
+                        (_array_type(entry.table, name), tuple(column)), f"{_ARRAY}{_parameter(place, name)}"
+                    )
                     parameters[parameter] = column
-                    forms.append((name, "array", parameter))
+                    sent.append(parameter)
                 elif value is None:
-                    forms.append((name, "null", ""))
+                    sent.append(None)
                 else:
+                    parameter = _parameter(place, name)
                     parameters[parameter] = value
-                    forms.append((name, "value", parameter))
-            shape.append((entry.table, entry.keys, entry.adds, tuple(forms)))
+                    sent.append(parameter)
+            shape.append((entry.table, entry.keys, entry.adds, tuple(columns), tuple(sent)))
         if last and is_psycopg(connection):
             from agentcredits.store import libpq
 
@@ -162,9 +165,13 @@ def _opened(account: RowLike | None, rows: Sequence[RowLike]) -> Opened:
     return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"], first["has_runs"])
 
 
-_Form = Literal["null", "value", "array"]
-_Part = tuple[Table, tuple[str, ...], tuple[str, ...], tuple[tuple[str, _Form, str], ...]]
-"""Table, key columns (none: insert), columns to add to, and how and as which parameter each column is sent."""
+_Part = tuple[Table, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str | None, ...]]
+"""Table, key columns (none: insert), columns to add to, all columns, and the parameter that each is sent as; None: it
+is NULL in all rows.
+"""
+
+#: How the names of parameters begin that have a value for each row.
+_ARRAY: Final = "a_"
 
 
 @lru_cache(maxsize=1024)
@@ -175,7 +182,7 @@ def _write_statement(shape: tuple[_Part, ...]) -> TextClause:
 @lru_cache(maxsize=1024)
 def _write_sql(shape: tuple[_Part, ...], placeholder: str) -> str:
     """Data-modifying CTEs: the parts never touch the same row, so that their order does not matter."""
-    parts = [_write_part(table, keys, adds, forms, placeholder) for table, keys, adds, forms in shape]
+    parts = [_write_part(*part, placeholder) for part in shape]
     if len(parts) == 1:
         return parts[0]
     return "WITH " + ", ".join(f"w{place} AS ({part})" for place, part in enumerate(parts)) + " SELECT"
@@ -191,12 +198,14 @@ def _write_part(
     table: Table,
     keys: tuple[str, ...],
     adds: tuple[str, ...],
-    forms: tuple[tuple[str, _Form, str], ...],
+    names: tuple[str, ...],
+    parameters: tuple[str | None, ...],
     placeholder: str,
 ) -> str:
-    arrays = [name for name, form, _ in forms if form == "array"]
-    sent = {name: placeholder.format(parameter) for name, _, parameter in forms}
-    terms = {name: {"null": "NULL", "value": sent[name], "array": f"v.{name}"}[form] for name, form, _ in forms}
+    by_name = dict(zip(names, parameters, strict=True))
+    arrays = [name for name, parameter in by_name.items() if parameter is not None and parameter.startswith(_ARRAY)]
+    sent = {name: "NULL" if parameter is None else placeholder.format(parameter) for name, parameter in by_name.items()}
+    terms = {name: f"v.{name}" if name in arrays else term for name, term in sent.items()}
     source = ""
     if arrays:
         columns = ", ".join(f"CAST({sent[name]} AS {_array_type(table, name)})" for name in arrays)
@@ -255,11 +264,11 @@ def run_own(connection: Connection, *statements: tuple[Statement, Mapping[str, A
         # The transaction begins with what is sent; SQLAlchemy has to know that there is something to end.
         connection.begin()
     try:
-        return libpq.run(raw, connection.info.get(PREPARED), *statements)
+        return libpq.run(raw, connection.info.get(KNOWN), *statements)
     except psycopg.Error as error:
         if error.sqlstate in NOT_PREPARED_STATES:
             # A pooler gives each transaction another server connection.
-            connection.info.pop(PREPARED, None)
+            connection.info.pop(KNOWN, None)
         # After a fail-over a connection to the old primary may live on: kept, it would refuse every write from now on.
         lost = connection.dialect.is_disconnect(cast("Any", error), raw, None) or error.sqlstate == READ_ONLY_STATE
         if lost:
@@ -278,7 +287,3 @@ def run_own(connection: Connection, *statements: tuple[Statement, Mapping[str, A
 def is_psycopg(connection: Connection) -> bool:
     """Whether psycopg's own connection can be used."""
     return connection.dialect.driver == "psycopg"
-
-
-#: Where a connection remembers what is prepared on it.
-_PREPARED: Final = "agentcredits_prepared"
