@@ -408,6 +408,25 @@ def test_off_is_possible_in_code_only(database_url: str, monkeypatch: pytest.Mon
         agentcredits.SyncCreditService(database_url)
 
 
+def test_a_poster_keeps_its_connection_until_the_end(database_url: str) -> None:
+    """From one posting to the next, but not beyond the service's end; an application's own engine gets it back."""
+    engine = create_engine(database_url)
+    own_settings = Settings(pool_size=3)
+    with SyncCreditService(database_url, settings=own_settings) as service, SyncCreditService(engine) as guest:
+        own: Any = service._core.runner.engine.pool
+        lent: Any = engine.pool
+        taken: list[object] = []
+        event.listen(own, "checkout", lambda raw, *_: taken.append(raw))
+        service.grant_credits("acme", 10)
+        taken.clear()
+        for _ in range(3):
+            service.consume_credits(organization_id="acme", amount=1)
+            guest.consume_credits(organization_id="acme", amount=1)
+        assert (taken, own.checkedout(), lent.checkedout()) == ([], 1, 0)
+    assert own.checkedout() == 0
+    engine.dispose()
+
+
 @pytest.mark.postgres
 def test_a_connection_that_was_cut_between_two_calls_is_replaced(postgresql_url: str) -> None:
     """A restart of the server or a firewall cuts pooled connections: charges, reads and prices go on."""

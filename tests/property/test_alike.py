@@ -217,6 +217,9 @@ def test_together_is_one_by_one(seeds: range) -> None:
                 limit.unusable = dice.one(None, None, "edited with plain SQL")
         mixed = dice.one(ACTIVITIES, (None,))
         one_by_one(ledger, [dice.reserve(dice.one(*mixed)) for _ in range(dice.one(0, 30))])
+        if dice.one(True, False):
+            # Holds for the same action that other limits count.
+            one_by_one(ledger, [dice.limit(), *(dice.reserve(dice.one(*mixed)) for _ in range(10))])
         batch = dice.batch(sorted(ledger.holds))
         found = []
         for way in (one_by_one, together):

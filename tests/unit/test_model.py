@@ -35,6 +35,7 @@ from agentcredits.model import (
     VerifyProblem,
     VerifyReport,
 )
+from agentcredits.model.making import maker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -176,6 +177,20 @@ def test_pages_and_reports() -> None:
     assert VerifyReport(1, 5).ok
     assert not VerifyReport(1, 5, (VerifyProblem("acme", "spent", "off by 1"),))
     assert SweepReport(1, 2, 3).expired_unknown == ()
+
+
+def test_a_record_that_is_made_fast_is_like_any_other() -> None:
+    """Equal, frozen, copied and pickled as if its own constructor had made it; with too few values nothing is made."""
+    allocation = Allocation("grant", 5, GrantCategory.PAID, Decimal("0.01"), "EUR")
+    values = [getattr(allocation, entry.name) for entry in dataclasses.fields(Allocation)]
+    made = maker(Allocation)(*values)
+    assert type(made) is Allocation
+    assert (made, hash(made), repr(made)) == (allocation, hash(allocation), repr(allocation))
+    assert copy.copy(made) == pickle.loads(pickle.dumps(made)) == dataclasses.replace(made) == allocation
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.amount_micros = 6  # type: ignore[misc]  # that is the point
+    with pytest.raises(TypeError, match="missing"):
+        maker(Allocation)(*values[:-1])
 
 
 def test_words_of_the_ledger() -> None:
