@@ -252,7 +252,7 @@ class Hold:
 
     def _explicit_commit(self, amount: Amount | None, metadata: Mapping[str, Any] | None) -> Steps[ReservationRecord]:
         micros = None if amount is None else to_micros(amount, allow_zero=True)
-        return (yield from self._explicit(self._commit_operation(micros, metadata)))
+        return self._explicit(self._commit_operation(micros, metadata))
 
 
 def _reason(error: BaseException) -> str:

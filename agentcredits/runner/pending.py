@@ -19,7 +19,8 @@ class Pending:
     """One operation and whoever waits for it.
 
     ``_claim`` holds one token: whoever takes it first decides whether the answer was delivered (the poster) or
-    given up on (the caller); ``list.pop`` is atomic and re-entrant, so that signal handlers cannot dead-lock.
+    given up on (the caller); ``bytearray.pop`` is atomic and re-entrant, so that signal handlers cannot dead-lock, and
+    the garbage collector has nothing to look at.
     """
 
     __slots__ = ("_claim", "answer", "lock", "operation", "settlement", "started")
@@ -35,7 +36,7 @@ class Pending:
         self.settlement = settlement
         self.started = False
         self.answer: Answer | None = None
-        self._claim: list[None] = [None]
+        self._claim = bytearray(1)
 
     def claim(self) -> bool:
         """Take the token; True for the first who asks."""

@@ -18,7 +18,7 @@ from agentcredits.model import (
 from agentcredits.reservation import Hold
 from agentcredits.rules import operations as ops
 from agentcredits.rules.pricing import Price
-from agentcredits.runner.steps import Read, Steps
+from agentcredits.runner.steps import Post, Read, Steps
 from agentcredits.service import arguments
 from agentcredits.service.prices import Prices
 from agentcredits.store import queries
@@ -61,7 +61,7 @@ class Charges(Prices):
             observe=self.mode == "observe",
             would_refuse=self._would_refuse(activity.scopes, price.refusal),
         )
-        outcome = yield from self._post(operation)
+        outcome = self._answered(organization_id, (yield Post(operation)))
         transaction = self._transaction(organization_id, outcome)
         if not outcome.replayed:
             self._tell_transaction("charged", transaction)
@@ -86,15 +86,17 @@ class Charges(Prices):
         """Charge at once; the public method."""
         owner = scope_id(organization_id, name="organization_id")
         scopes = self._scopes(owner, project_id, department_id, user_id)
-        price = yield from self.amount_for(
-            organization_id=owner,
-            amount=amount,
-            agent_type=agent_type,
-            action=action,
-            quantity=quantity,
-            dimensions=dimensions,
-            idempotency_key=idempotency_key,
-        )
+        price = None if amount is not None else self.known_price(owner, agent_type, action, quantity, dimensions)
+        if price is None:
+            price = yield from self.amount_for(
+                organization_id=owner,
+                amount=amount,
+                agent_type=agent_type,
+                action=action,
+                quantity=quantity,
+                dimensions=dimensions,
+                idempotency_key=idempotency_key,
+            )
         return (
             yield from self.consume(
                 organization_id=owner,
@@ -140,22 +142,21 @@ class Charges(Prices):
                 overage=overage,
                 dry_run=True,
             )
-        outcome = yield from self._post(
-            ops.Reserve(
-                organization_id=organization_id,
-                id=new_id(),
-                key=key,
-                key_generated=generated,
-                fingerprint=arguments.fingerprint(
-                    "reserve", organization_id, price.amount_micros, activity, explicit_amount, None
-                ),
-                amount_micros=price.amount_micros,
-                ttl=live,
-                activity=activity,
-                observe=self.mode == "observe",
-                would_refuse=self._would_refuse(activity.scopes, price.refusal),
-            )
+        operation = ops.Reserve(
+            organization_id=organization_id,
+            id=new_id(),
+            key=key,
+            key_generated=generated,
+            fingerprint=arguments.fingerprint(
+                "reserve", organization_id, price.amount_micros, activity, explicit_amount, None
+            ),
+            amount_micros=price.amount_micros,
+            ttl=live,
+            activity=activity,
+            observe=self.mode == "observe",
+            would_refuse=self._would_refuse(activity.scopes, price.refusal),
         )
+        outcome = self._answered(organization_id, (yield Post(operation)))
         return handle(self, self.reservation_record(organization_id, outcome), ttl=live, overage=overage)
 
     def reserve_credits(
@@ -180,15 +181,17 @@ class Charges(Prices):
         policy = arguments.overrun(overage)
         owner = scope_id(organization_id, name="organization_id")
         scopes = self._scopes(owner, project_id, department_id, user_id)
-        price = yield from self.amount_for(
-            organization_id=owner,
-            amount=amount,
-            agent_type=agent_type,
-            action=action,
-            quantity=quantity,
-            dimensions=dimensions,
-            idempotency_key=idempotency_key,
-        )
+        price = None if amount is not None else self.known_price(owner, agent_type, action, quantity, dimensions)
+        if price is None:
+            price = yield from self.amount_for(
+                organization_id=owner,
+                amount=amount,
+                agent_type=agent_type,
+                action=action,
+                quantity=quantity,
+                dimensions=dimensions,
+                idempotency_key=idempotency_key,
+            )
         return (
             yield from self.reserve(
                 organization_id=owner,

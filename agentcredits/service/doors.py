@@ -203,8 +203,11 @@ class Doors:
     # -- helpers ---------------------------------------------------------------------------------------------
 
     def _post(self, operation: ops.Operation) -> Steps[Outcome]:
-        outcome: Outcome = yield Post(operation)
-        self.tell_beside(operation.organization_id, outcome)
+        return self._answered(operation.organization_id, (yield Post(operation)))
+
+    def _answered(self, organization_id: str, outcome: Outcome) -> Outcome:
+        """The answer, if it is no refusal."""
+        self.tell_beside(organization_id, outcome)
         if outcome.error is not None:
             raise outcome.error
         return outcome
@@ -322,6 +325,8 @@ class Doors:
 
     def tell_settled(self, record: ReservationRecord) -> None:
         """Fire the hooks of a settled hold."""
+        if not record.uncollected_micros and not hooks.listening():
+            return
         hooks.fire(hooks.CreditEvent("settled", record.organization_id, reservation=record))
         if record.uncollected_micros and record.pricing is not Pricing.OBSERVED:
             hooks.fire(hooks.CreditEvent("uncollected", record.organization_id, reservation=record))

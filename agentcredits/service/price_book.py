@@ -41,6 +41,17 @@ class PriceBook:
             return None
         return rows, clock.now() if clock is not None else read_at + timedelta(seconds=age_seconds)
 
+    def fresh(self, place: Place, clock: Clock | None) -> tuple[tuple[CostRow, ...], datetime] | None:
+        """What ``get`` answers while nobody is to read again yet; None: ask ``get``."""
+        entry = self._entries.get(place)
+        if entry is None:
+            return None
+        rows, read_at, read_monotonic = entry
+        age_seconds = time.monotonic() - read_monotonic
+        if age_seconds >= self._max_age_seconds / 2:
+            return None
+        return rows, clock.now() if clock is not None else read_at + timedelta(seconds=age_seconds)
+
     def put(self, place: Place, rows: tuple[CostRow, ...], read_at: datetime, started: float, generation: int) -> None:
         """Remember rows that were read by a statement which began at ``started`` (monotonic), in ``generation``."""
         if generation != self.generation:
