@@ -300,7 +300,8 @@ def open_run(ledger: Ledger, operation: ops.OpenRun, now: datetime) -> Outcome:
     run.borrows = run.borrows if operation.borrows is None else operation.borrows
     if operation.ttl is not None:
         run.ttl_seconds = round(operation.ttl.total_seconds())
-        run.expires_at = now + timedelta(seconds=run.ttl_seconds)
+        # The new time-to-live, which may be shorter, counts from now.
+        run.expires_at = now
     _move(ledger, run, now)
     # The move saw the new claim already: what it rose or fell by is the run around's to know.
     _move(ledger, around, now, carved=run.claim_micros - before)

@@ -113,7 +113,7 @@ class Runner:
         self._ready = False
         #: Whether PostgreSQL's policies apply to our role.
         self._row_security = False
-        self._closed = False
+        self._ended = False
         self._ready_lock = threading.RLock()
         self._begin_life()
 
@@ -366,7 +366,8 @@ class Runner:
         except SQLAlchemyError as error:
             raise translate(error) from error
         finally:
-            if self._closed and self._owns_engine:
+            if self._ended and self._owns_engine:
+                # It came too late for ``close``, which waits only for our own threads.
                 self.engine.dispose()
 
     def _read_once(self, function: Callable[[Connection], T], organization_id: str | None) -> T:
@@ -468,7 +469,6 @@ class Runner:
 
     def close(self) -> None:
         """Book what is queued and what was kept, end the threads, close the connections."""
-        self._closed = True
         self._keeper.stop(STOP_SECONDS)
         self._lanes.stop(STOP_SECONDS)
         for operation in self.unsettled:
@@ -487,6 +487,8 @@ class Runner:
             self._readers.shutdown(wait=True)
             self._readers = None
         self._spare.close()
+        # Not before: what is in use would go back to a pool that nobody closes.
+        self._ended = True
         if self._owns_engine:
             self.engine.dispose()
 

@@ -427,6 +427,24 @@ def test_a_poster_keeps_its_connection_until_the_end(database_url: str) -> None:
     engine.dispose()
 
 
+def test_a_read_that_ends_while_its_service_closes_leaves_no_connection_open(database_url: str) -> None:
+    """Hooks look at the database in the background: what posters keep is closed all the same."""
+    reading = threading.Event()
+    with SyncCreditService(database_url, settings=Settings(pool_size=3)) as service:
+        service.grant_credits("acme", 10)
+        runner = service._core.runner
+        pool: Any = runner.engine.pool
+
+        def read_late() -> None:
+            reading.set()
+            time.sleep(0.2)
+            runner.read(lambda connection: connection.connection.dbapi_connection)
+
+        runner.call_in_background(read_late)
+        assert reading.wait(5)
+    assert (pool.checkedout(), pool.checkedin()) == (0, 0)
+
+
 @pytest.mark.postgres
 def test_a_connection_that_was_cut_between_two_calls_is_replaced(postgresql_url: str) -> None:
     """A restart of the server or a firewall cuts pooled connections: charges, reads and prices go on."""
