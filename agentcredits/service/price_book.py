@@ -29,17 +29,15 @@ class PriceBook:
 
     def get(self, place: Place, clock: Clock | None) -> tuple[tuple[CostRow, ...], datetime] | None:
         """The candidate rows and the time now; None when the caller is to read them (and ``put`` them here)."""
-        entry = self._entries.get(place)
-        if entry is None:
-            return None
+        known, entry = self.fresh(place, clock), self._entries.get(place)
+        if known is not None or entry is None:
+            return known
         rows, read_at, read_monotonic = entry
         age_seconds = time.monotonic() - read_monotonic
-        if age_seconds >= self._max_age_seconds / 2 and (
-            age_seconds >= self._max_age_seconds or self._renewed_since.get(place, 0.0) <= read_monotonic
-        ):
+        if age_seconds >= self._max_age_seconds or self._renewed_since.get(place, 0.0) <= read_monotonic:
             self._renewed_since[place] = read_monotonic + age_seconds
             return None
-        return rows, clock.now() if clock is not None else read_at + timedelta(seconds=age_seconds)
+        return rows, _now(clock, read_at, age_seconds)
 
     def fresh(self, place: Place, clock: Clock | None) -> tuple[tuple[CostRow, ...], datetime] | None:
         """What ``get`` answers while nobody is to read again yet; None: ask ``get``."""
@@ -50,7 +48,7 @@ class PriceBook:
         age_seconds = time.monotonic() - read_monotonic
         if age_seconds >= self._max_age_seconds / 2:
             return None
-        return rows, clock.now() if clock is not None else read_at + timedelta(seconds=age_seconds)
+        return rows, _now(clock, read_at, age_seconds)
 
     def put(self, place: Place, rows: tuple[CostRow, ...], read_at: datetime, started: float, generation: int) -> None:
         """Remember rows that were read by a statement which began at ``started`` (monotonic), in ``generation``."""
@@ -66,3 +64,7 @@ class PriceBook:
         self.generation += 1
         self._entries.clear()
         self._renewed_since.clear()
+
+
+def _now(clock: Clock | None, read_at: datetime, age_seconds: float) -> datetime:
+    return clock.now() if clock is not None else read_at + timedelta(seconds=age_seconds)
