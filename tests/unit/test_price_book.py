@@ -52,6 +52,18 @@ def test_from_half_its_age_one_asker_reads_a_price_again(watch: Watch) -> None:
     assert [book.get(PLACE, None) is None for _ in range(2)] == [True, False]
 
 
+def test_the_short_way_ends_where_somebody_has_to_read_again(watch: Watch) -> None:
+    """Who takes it is never the one who reads again: it answers ``get``'s answer, or leaves it to ``get``."""
+    book = PriceBook(1.0)
+    assert book.fresh(PLACE, None) is None
+    book.put(PLACE, ROWS, THEN, watch.seconds, book.generation)
+    watch.seconds += 0.49
+    assert book.fresh(PLACE, None) == book.get(PLACE, None)
+    watch.seconds += 0.02
+    assert [book.fresh(PLACE, None) for _ in range(2)] == [None, None]
+    assert [book.get(PLACE, None) is None for _ in range(2)] == [True, False]
+
+
 def test_the_time_now_is_the_readings_and_what_passed_since(watch: Watch) -> None:
     """Dated prices begin and end between two readings too."""
     book = PriceBook(1.0)
