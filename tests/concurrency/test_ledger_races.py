@@ -118,7 +118,7 @@ def test_4_processes_of_32_coroutines_take_exactly_1000_of_1000_credits(database
         processes = [
             workers.start("charge_until_refused", url=database_url, organization=ACME, coroutines=32) for _ in range(4)
         ]
-        charged = [workers.finish(process)["charged"] for process in processes]
+        charged = [report["charged"] for report in workers.finish_all(processes)]
         assert sum(map(sum, charged)) == 1_000
         balance = service.get_balance(ACME)
         assert (balance.available, balance.spent) == (0, 1_000)

@@ -47,7 +47,7 @@ def test_the_service_does_what_the_reference_model_does(urls: list[str], proof: 
     processes = [
         storm.start(url, seed=seed * PROCESSES + number, steps=steps) for number, url in enumerate(urls, start=1)
     ]
-    reports = [workers.finish(process, timeout=3_500) for process in processes]
+    reports = workers.finish_all(processes, timeout=3_500)
     differences = [report["difference"] for report in reports if report["difference"]]
     calls: Counter[str] = sum((Counter(report["calls"]) for report in reports), Counter())
     assert differences == []

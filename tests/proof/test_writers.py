@@ -65,7 +65,7 @@ def run(url: str, processes: int, charges: int, *, naive: bool) -> Counter[str]:
         )
         for number in range(processes)
     ]
-    return sum((Counter(workers.finish(process, timeout=1_700)) for process in started), Counter())
+    return sum(map(Counter, workers.finish_all(started, timeout=1_700)), Counter())
 
 
 @pytest.mark.proof
