@@ -21,6 +21,8 @@ from agentcredits.errors import InvalidInputError
 MAX_TEXT_LENGTH: Final = 255
 MAX_METADATA_BYTES: Final = 8 * 1024
 
+#: How the keys that we generate for charges and holds begin; the id of what the call makes follows.
+_GENERATED: Final = "auto-"
 _UUID_LENGTH: Final = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 
@@ -28,6 +30,17 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}
 def new_id() -> str:
     """A new time-ordered id (uuid7) as text."""
     return str(uuid7())
+
+
+def generated_key(record_id: str) -> str:
+    """The idempotency key of a call that was given none and makes this record."""
+    return _GENERATED + record_id
+
+
+def record_of_key(key: str) -> str | None:
+    """The id of the record that a call makes under a generated key; None for every other key."""
+    record_id = key.removeprefix(_GENERATED)
+    return record_id if record_id != key and _UUID.fullmatch(record_id) else None
 
 
 def derived_id(*parts: str) -> str:

@@ -19,8 +19,9 @@ from agentcredits.rules import limits
 from agentcredits.rules import operations as ops
 from agentcredits.rules.burn_down import usable_for
 from agentcredits.rules.entries import account_of
+from agentcredits.rules.keys import is_known, remember
 from agentcredits.rules.limits import Counter
-from agentcredits.rules.outcomes import Outcome, remember
+from agentcredits.rules.outcomes import Outcome
 from agentcredits.rules.state import GrantState, HoldState, Ledger, Row
 
 S = TypeVar("S", bound=ops.Spending)
@@ -215,7 +216,7 @@ def _plain(
     activity = first.activity
     if first.would_refuse is not None or first.amount_micros <= 0 or activity.scopes.run_id is not None:
         return None
-    if (kind.key_kind, first.key) in ledger.keys:
+    if is_known(ledger, first):
         return None
     grants = usable_for(ledger.grants.values(), now, activity.agent_type, activity.action)
     counters = limits.of_spending(ledger, activity, now)
@@ -233,7 +234,7 @@ def _plain(
         taken += amount
         if amount <= 0 or taken > micros or operation.would_refuse is not None:
             break
-        if key in keys or (kind.key_kind, key) in ledger.keys:
+        if key in keys or is_known(ledger, operation):
             break
         if operation.activity is not activity and limits.names_of_activity(operation.activity) != names:
             break

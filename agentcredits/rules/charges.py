@@ -32,7 +32,8 @@ from agentcredits.rules.entries import (
     next_event,
     write_row,
 )
-from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
+from agentcredits.rules.keys import is_other_call, remember, stored_answer
+from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import Denied, GrantState, Ledger, Row
 
 

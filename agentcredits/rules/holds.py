@@ -26,7 +26,8 @@ from agentcredits.rules.entries import (
     grant_of,
     write_row,
 )
-from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
+from agentcredits.rules.keys import is_other_call, remember, stored_answer
+from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.state import OPEN_STATES, HoldState, Ledger
 
 

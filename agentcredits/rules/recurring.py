@@ -19,7 +19,8 @@ from agentcredits.rules.entries import (
     note_next_refill,
     write_row,
 )
-from agentcredits.rules.outcomes import Outcome, is_other_call, known_account, remember, stored_answer
+from agentcredits.rules.keys import is_other_call, remember, stored_answer
+from agentcredits.rules.outcomes import Outcome, known_account
 from agentcredits.rules.periods import end_of, periods
 from agentcredits.rules.state import GrantState, Ledger, RecurringState
 from agentcredits.rules.windows import Window

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache
 from typing import TypeVar
 
 from agentcredits.amounts import Amount, from_micros, to_micros
@@ -15,7 +14,7 @@ from agentcredits.errors import (
     CreditsError,
     InvalidInputError,
 )
-from agentcredits.ids import check_text, new_id, scope_id
+from agentcredits.ids import check_text, generated_key, new_id, scope_id
 from agentcredits.model import (
     Decision,
     GrantCategory,
@@ -30,6 +29,7 @@ from agentcredits.model import (
     Transaction,
     TransactionType,
 )
+from agentcredits.rules import keys
 from agentcredits.rules import operations as ops
 
 MAX_PAGE = 1_000
@@ -50,6 +50,14 @@ def key(idempotency_key: str | None) -> tuple[str, bool]:
     return check_text(idempotency_key, name="idempotency_key"), False
 
 
+def identity(idempotency_key: str | None) -> tuple[str, str, bool]:
+    """The id of the charge or hold to make, the caller's key or the one of that id, and whether it was generated."""
+    record_id = new_id()
+    if idempotency_key is None:
+        return record_id, generated_key(record_id), True
+    return record_id, check_text(idempotency_key, name="idempotency_key"), False
+
+
 def fingerprint(
     kind: str,
     organization_id: str,
@@ -60,28 +68,19 @@ def fingerprint(
 ) -> str:
     """By amount where the caller gave one, by action where the price was looked up (it may change between tries)."""
     scopes = activity.scopes
-    return _same_again(
+    return keys.fingerprint(
         kind,
         organization_id,
-        scopes.project_id,
-        scopes.department_id,
-        scopes.user_id,
         amount_micros if explicit_amount else None,
-        activity.agent_type,
-        activity.action,
-        None if activity.quantity is None else _quantity_text(activity.quantity),
-        activity.dimensions_json,
-        overage,
+        project_id=scopes.project_id,
+        department_id=scopes.department_id,
+        user_id=scopes.user_id,
+        agent_type=activity.agent_type,
+        action=activity.action,
+        quantity=activity.quantity,
+        dimensions=activity.dimensions_json,
+        overage=overage,
     )
-
-
-@lru_cache(maxsize=1024)
-def _quantity_text(quantity: Decimal) -> str:
-    return f"{quantity.normalize():f}"
-
-
-#: Most charges of a process repeat a payload that it has charged a moment ago.
-_same_again = lru_cache(maxsize=1024, typed=True)(ops.fingerprint)
 
 
 def ttl(ttl: timedelta) -> timedelta:

@@ -44,12 +44,12 @@ class Charges(Prices):
     ) -> Steps[Transaction]:
         """Charge at once."""
         activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, price.pricing)
-        key, generated = arguments.key(idempotency_key)
+        record_id, key, generated = arguments.identity(idempotency_key)
         if self._dry_run(organization_id):
             return arguments.dry_transaction(organization_id, price.amount_micros, activity, key)
         operation = ops.Consume(
             organization_id=organization_id,
-            id=new_id(),
+            id=record_id,
             key=key,
             key_generated=generated,
             fingerprint=arguments.fingerprint(
@@ -132,7 +132,7 @@ class Charges(Prices):
     ) -> Steps[Hold]:
         """Hold an amount; ``overage`` is what the handle's settlement does above it."""
         activity = self._activity(agent_type, action, quantity, dimensions, metadata, scopes, price.pricing)
-        key, generated = arguments.key(idempotency_key)
+        record_id, key, generated = arguments.identity(idempotency_key)
         live = self.settings.reservation_ttl if ttl is None else arguments.ttl(ttl)
         if self._dry_run(organization_id):
             return handle(
@@ -144,7 +144,7 @@ class Charges(Prices):
             )
         operation = ops.Reserve(
             organization_id=organization_id,
-            id=new_id(),
+            id=record_id,
             key=key,
             key_generated=generated,
             fingerprint=arguments.fingerprint(

@@ -119,6 +119,10 @@ POOL_TIMEOUT_SECONDS: Final = 10.0
 #: What is remembered of a connection of our own; on others nothing is prepared.
 KNOWN: Final = "agentcredits_known"
 
+#: In what is remembered of one of our own connections to a SQLite file: whether SQLite's waiting is switched off until
+#: it goes back to the pool.
+IMPATIENT: Final = "agentcredits_impatient"
+
 _DRIVERS: Final = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
@@ -186,13 +190,19 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
             )
 
         @event.listens_for(engine, "connect")
-        def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+        def _prepare(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
             cursor = connection.cursor()
-            if not memory:
-                _use_wal(cursor, lock_timeout_seconds)
+            if not memory and _use_wal(cursor, lock_timeout_seconds):
+                record.info[IMPATIENT] = False
             cursor.execute(f"PRAGMA synchronous={sqlite_synchronous}")
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.close()
+
+        @event.listens_for(engine, "checkin")
+        def _be_patient(connection: sqlite3.Connection | None, record: ConnectionPoolEntry) -> None:
+            if connection is not None and record.info.get(IMPATIENT):
+                connection.execute(f"PRAGMA busy_timeout = {round(lock_timeout_seconds * 1000)}")
+                record.info[IMPATIENT] = False
 
         return engine
     try:
@@ -220,18 +230,21 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
     return engine
 
 
-def _use_wal(cursor: sqlite3.Cursor, timeout_seconds: float) -> None:
-    """Write-ahead logging lets readers and the writer work at once; switching needs the file for a moment."""
+def _use_wal(cursor: sqlite3.Cursor, timeout_seconds: float) -> bool:
+    """Write-ahead logging lets readers and the writer work at once; switching needs the file for a moment.
+
+    Whether it is used now: not every file system can.
+    """
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:
-            cursor.execute("PRAGMA journal_mode=WAL")
+            (mode,) = cursor.execute("PRAGMA journal_mode=WAL").fetchone()
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() >= deadline:
                 raise
             time.sleep(0.005)
         else:
-            return
+            return bool(mode == "wal")
 
 
 class StoreDialect:

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_
 
 from agentcredits.model import AccountStatus, Allocation, LimitScope, RecurringStatus
-from agentcredits.rules import limits, runs
+from agentcredits.rules import keys, limits, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import is_due, is_refill_due
 from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger, Row
@@ -112,22 +112,19 @@ def load_named(
         opened: What was read of that already.
         fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
     """
-    hold_ids: set[str] = set()
+    hold_ids = set(ask.hold_ids)
     row_ids: set[str] = set()
     grant_ids: set[str] = set()
-    places: set[tuple[str, str]] = set()
-    hold_ids.update(ask.hold_ids)
+    keyed: list[ops.KeyedOperation] = []
     for operation in operations:
         if isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated):
-            places.add((operation.key_kind, operation.key))
+            keyed.append(operation)
         if isinstance(operation, ops.Refund):
             row_ids.add(operation.transaction_id)
         elif isinstance(operation, ops.VoidGrant):
             grant_ids.add(operation.grant_id)
-    if places:
-        _load_keys(connection, ledger, places)
-        for key in ledger.keys.values():
-            {"reserve": hold_ids, "grant": grant_ids, "recurring": set()}.get(key.kind, row_ids).add(key.result_id)
+    for kind, record_id in _named_by_key(connection, ledger, keyed):
+        {"reserve": hold_ids, "grant": grant_ids, "recurring": set()}.get(kind, row_ids).add(record_id)
     _add_holds(ledger, opened.holds or ())
     missing_holds = hold_ids if opened.holds is None else hold_ids.difference(ask.hold_ids)
     if missing_holds:
@@ -257,6 +254,18 @@ def load_existing(connection: Connection, ledger: Ledger, operations: Sequence[o
             ledger.existing[operation.place] = {
                 row.scope_id: int(row.spent) for row in connection.execute(statement) if row.spent
             }
+
+
+def _named_by_key(
+    connection: Connection, ledger: Ledger, operations: Sequence[ops.KeyedOperation]
+) -> list[tuple[str, str]]:
+    """Load the keys; the records that they, or the ids in them, name: what made them, and their ids."""
+    places = {(operation.key_kind, operation.key) for operation in operations if keys.is_stored(operation)}
+    if places:
+        _load_keys(connection, ledger, places)
+    stored = [(key.kind, key.result_id) for key in ledger.keys.values()]
+    ids = ((operation.key_kind, keys.record_id(operation)) for operation in operations)
+    return stored + [(kind, record_id) for kind, record_id in ids if record_id is not None]
 
 
 def _load_keys(connection: Connection, ledger: Ledger, places: set[tuple[str, str]]) -> None:

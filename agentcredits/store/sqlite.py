@@ -11,17 +11,17 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, cast
 
-from sqlalchemy import BindParameter, Boolean, Connection, Select, Table, and_, bindparam, select, text
+from sqlalchemy import BindParameter, Boolean, Connection, Select, Table, and_, bindparam, exists, select, text
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite as sqlite3_dialect
 from sqlalchemy.exc import DBAPIError
 
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import (
     ACCOUNT,
+    IMPATIENT,
     LIMIT_COUNTERS,
     NOTHING,
     OPEN_GRANTS,
-    USES,
     Ask,
     Opened,
     RowLike,
@@ -29,7 +29,13 @@ from agentcredits.store.dialects import (
     Write,
     on_conflict_add,
 )
-from agentcredits.store.tables import credit_limit_usage, credit_limits, credit_reservations
+from agentcredits.store.tables import (
+    credit_accounts,
+    credit_limit_usage,
+    credit_limits,
+    credit_reservations,
+    credit_runs,
+)
 
 
 class SQLiteDialect(StoreDialect):
@@ -48,25 +54,20 @@ class SQLiteDialect(StoreDialect):
         if raw.in_transaction:
             # An engine of the user's may begin (deferred) by itself; nothing has happened in it yet.
             raw.rollback()
-        cursor = raw.cursor()
-        (own_waiting_ms,) = cursor.execute("PRAGMA busy_timeout").fetchone()
-        cursor.execute("PRAGMA busy_timeout = 0")
-        deadline = time.monotonic() + timeout_seconds
+        impatient = connection.info.get(IMPATIENT)
+        if impatient is not None:
+            # Our own: what has the write lock of a file with a write-ahead log waits for nothing any more.
+            if not impatient:
+                raw.execute("PRAGMA busy_timeout = 0")
+                connection.info[IMPATIENT] = True
+            _begin_immediate(connection, raw, timeout_seconds)
+            return
+        (own_waiting_ms,) = raw.execute("PRAGMA busy_timeout").fetchone()
+        raw.execute("PRAGMA busy_timeout = 0")
         try:
-            while time.monotonic() < deadline:
-                try:
-                    cursor.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError as error:
-                    if "locked" not in str(error):
-                        break
-                    time.sleep(random.uniform(0.00005, 0.0006))
-                else:
-                    return
-            # Once more through SQLAlchemy, so that the error comes out as every other one does.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _begin_immediate(connection, raw, timeout_seconds)
         finally:
-            cursor.execute(f"PRAGMA busy_timeout = {own_waiting_ms}")
-            cursor.close()
+            raw.execute(f"PRAGMA busy_timeout = {own_waiting_ms}")
 
     def begin_read(self, connection: Connection) -> None:
         """A deferred transaction: the first SELECT fixes what all of them see."""
@@ -80,11 +81,12 @@ class SQLiteDialect(StoreDialect):
         """The transaction has the lock already."""
         if not is_own(connection):
             return super().open_account(connection, organization_id, timeout_seconds)
-        accounts = _read(connection, _ACCOUNT, (organization_id,))
+        accounts = _read(connection, _ACCOUNT_AND_USES, (organization_id,))
+        if not accounts:
+            return Opened(None, (), self.now(connection), has_limits=False, has_runs=False)
         grants = _read(connection, _GRANTS, (organization_id,))
-        ((has_limits, has_runs),) = run_raw(connection, _USES_SQL, (organization_id, organization_id))
-        account = accounts[0] if accounts else None
-        return Opened(account, grants, self.now(connection), bool(has_limits), bool(has_runs))
+        account = accounts[0]
+        return Opened(account, grants, self.now(connection), account["has_limits"], account["has_runs"])
 
     def read_holds(self, connection: Connection, organization_id: str, ids: Collection[str]) -> Sequence[RowLike]:
         """The named reservations."""
@@ -125,6 +127,21 @@ class SQLiteDialect(StoreDialect):
                 stored[place] = [known.get(value) for value in stored[place]]
             rows = zip(*stored, strict=True)
             run_raw(connection, _write_sql(entry.table, names, entry.keys, entry.adds), list(rows), many=True)
+
+
+def _begin_immediate(connection: Connection, raw: Any, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                break
+            time.sleep(random.uniform(0.00005, 0.0006))
+        else:
+            return
+    # Once more through SQLAlchemy, so that the error comes out as every other one does.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def is_own(connection: Connection) -> bool:
@@ -219,7 +236,14 @@ def _marks(count: int) -> str:
 
 
 _SQLITE3: Final = sqlite3_dialect(paramstyle="qmark")
-_ACCOUNT: Final = _Reading(ACCOUNT)
+_ACCOUNT_AND_USES: Final = _Reading(
+    ACCOUNT.add_columns(
+        *(
+            exists().where(table.c.organization_id == credit_accounts.c.organization_id).label(name)
+            for table, name in ((credit_limits, "has_limits"), (credit_runs, "has_runs"))
+        )
+    )
+)
 _GRANTS: Final = _Reading(OPEN_GRANTS)
 _OWNER: Final[BindParameter[str]] = bindparam("organization")
 _HOLDS: Final = _Reading(
@@ -247,4 +271,3 @@ _LIMITS: Final = _Reading(
     f" AND ({credit_limits.name}.scope_id = '' OR ({credit_limits.name}.scope, {credit_limits.name}.scope_id) IN"
     f" (VALUES {{}}) OR {credit_limits.name}.id IN ({{}}))",
 )
-_USES_SQL: Final = str(USES.compile(dialect=_SQLITE3))

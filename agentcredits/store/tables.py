@@ -290,6 +290,7 @@ credit_transaction_details = Table(
     PrimaryKeyConstraint("organization_id", "transaction_id"),
 )
 
+#: The callers' keys. What was generated for a charge or a hold is made of its record's id and has no row here.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

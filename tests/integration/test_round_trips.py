@@ -12,7 +12,7 @@ import pytest
 from psycopg import pq
 from sqlalchemy import Engine, event
 
-from agentcredits import CreditService, Window
+from agentcredits import CreditService, SyncCreditService, Window
 from agentcredits.store.dialects import make_engine, normalise_url
 
 WARM = 2  # after the first, every statement is prepared, and it is known whether the account has limits
@@ -101,7 +101,23 @@ async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_man
             assert sum(sql.startswith("INSERT INTO credit_transactions ") for sql in seen) == many
     engine.dispose()
     assert counts[0] == counts[1]
-    assert len(counts[0]) == 11, counts[0]
+    assert len(counts[0]) == 10, counts[0]
+
+
+def test_sqlite_is_told_once_not_to_wait_by_itself(sqlite_url: str) -> None:
+    """A connection that posters keep is set once; a charge begins with BEGIN."""
+    with SyncCreditService(sqlite_url) as service:
+        service.grant_credits("acme", 100)
+        runner = service._core.runner
+        seen: list[str] = []
+        (kept,) = runner._spare._idle
+        raw: Any = kept.connection.dbapi_connection
+        raw.set_trace_callback(seen.append)
+        for _ in range(3):
+            service.consume_credits(amount=1, organization_id="acme")
+        raw.set_trace_callback(None)
+    assert not [sql for sql in seen if sql.startswith("PRAGMA")]
+    assert sum(sql.startswith("BEGIN IMMEDIATE") for sql in seen) == 3
 
 
 def _kind(sql: str) -> str:

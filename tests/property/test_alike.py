@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 
 from agentcredits.errors import InvalidInputError
+from agentcredits.ids import generated_key
 from agentcredits.model import AccountStatus, GrantCategory, LimitMode, LimitScope, LimitUnit, Overage, Pricing, Scopes
 from agentcredits.rules import alike, charges, entries, limits
 from agentcredits.rules import operations as ops
 from agentcredits.rules.outcomes import Outcome
 from agentcredits.rules.posting import decide, decide_next
 from agentcredits.rules.state import AccountState, Denied, Ledger
+from agentcredits.service import arguments
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 ACME = "acme"
@@ -37,6 +40,11 @@ ACTIVITIES = (
     ops.Activity(agent_type="Writer", action="edit", pricing=Pricing.UNPRICED),
     ops.Activity(agent_type="Writer", action="write", scopes=Scopes(run_id="run", run_max_micros=9)),
 )
+
+
+def uid(number: int) -> str:
+    """The id that is drawn at that place."""
+    return str(uuid.UUID(int=number))
 
 
 class Dice:
@@ -57,16 +65,22 @@ class Dice:
 
     def id(self) -> str:
         self.number += 1
-        return f"{self.number:04}"
+        return uid(self.number)
 
-    def spending(self, activity: ops.Activity | None = None) -> dict[str, Any]:
+    def spending(self, kind: str, activity: ops.Activity | None, overage: Overage | None) -> dict[str, Any]:
         activity = activity or (self.one(*ACTIVITIES) if self.odd() else self._alike)
         amount = self.one(0, 2, 5) if self.odd() else 1
+        made, generated = self.id(), self.one(True, False)
+        key = generated_key(made) if generated else f"k{self.number}"
+        if self.odd():
+            generated = False
+            key = self.one("a", "b", generated_key(uid(max(0, self.number - self.one(1, 2, 3)))))
         return {
             "organization_id": ACME,
-            "id": self.id(),
-            "key": self.one("a", "b") if self.odd() else f"k{self.number}",
-            "fingerprint": f"{amount}{activity}",
+            "id": made,
+            "key": key,
+            "key_generated": generated,
+            "fingerprint": arguments.fingerprint(kind, ACME, amount, activity, self.one(True, False), overage),
             "amount_micros": amount,
             "activity": activity,
             "observe": self.odd(),
@@ -74,15 +88,16 @@ class Dice:
         }
 
     def consume(self, activity: ops.Activity | None = None) -> ops.Operation:
-        return ops.Consume(**self.spending(activity), overage=self.one(*Overage) if self.odd() else Overage.REJECT)
+        overage = self.one(*Overage) if self.odd() else Overage.REJECT
+        return ops.Consume(**self.spending("consume", activity, overage), overage=overage)
 
     def reserve(self, activity: ops.Activity | None = None) -> ops.Operation:
-        return ops.Reserve(**self.spending(activity), ttl=timedelta(minutes=self.one(1, 2, 9)))
+        return ops.Reserve(**self.spending("reserve", activity, None), ttl=timedelta(minutes=self.one(1, 2, 9)))
 
     def commit(self, holds: Sequence[str]) -> ops.Operation:
         return ops.Commit(
             organization_id=ACME,
-            reservation_id=self.one(*holds) if holds and not self.odd() else f"{max(0, self.number - 1):04}",
+            reservation_id=self.one(*holds) if holds and not self.odd() else uid(max(0, self.number - 1)),
             transaction_id=self.id(),
             amount_micros=self.one(0, 1, 2, 5) if self.odd() else None,
             overage=self.one(*Overage),

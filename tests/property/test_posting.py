@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, Table, select
 
 from agentcredits.errors import CreditsError
+from agentcredits.ids import generated_key
 from agentcredits.model import AccountStatus, GrantCategory, Overage, Scopes
 from agentcredits.rules.operations import (
     Activity,
@@ -42,6 +43,7 @@ from agentcredits.rules.operations import (
 from agentcredits.rules.periods import RolloverTerms
 from agentcredits.rules.posting import Outcome
 from agentcredits.rules.state import Row
+from agentcredits.service import arguments
 from agentcredits.store import queries, tables
 from agentcredits.store.dialects import dialect_of, make_engine, normalise_url
 from agentcredits.store.posting import post
@@ -227,6 +229,19 @@ class Script:
             "fingerprint": fingerprint("test", *payload),
         }
 
+    def spending_facts(self, kind: str, amount: int, about: Activity, overage: Overage | None) -> dict[str, Any]:
+        """Every other charge or hold has a generated key; its payload is what a service makes of the call."""
+        facts = self.keyed_facts(kind, amount, overage) | {"amount_micros": amount, "activity": about}
+        if self.made % 2:
+            facts |= {
+                "key": generated_key(facts["id"]),
+                "key_generated": True,
+                "fingerprint": arguments.fingerprint(
+                    kind, self.organization_id, amount, about, explicit_amount=bool(self.made % 4 - 1), overage=overage
+                ),
+            }
+        return facts
+
     @staticmethod
     def choose(ids: list[str], number: int) -> str:
         return ids[-1 - number % len(ids)] if ids else "no-such-record"
@@ -290,18 +305,16 @@ class Script:
         run_id: str | None = None,
         cap: int | None = None,
     ) -> Operation:
-        facts = self.keyed_facts("consume", amount, overage)
+        facts = self.spending_facts("consume", amount, activity(action, run_id, cap), overage)
         self.charges.append(facts["id"])
-        return Consume(**facts, amount_micros=amount, overage=overage, activity=activity(action, run_id, cap))
+        return Consume(**facts, overage=overage)
 
     def make_reserve(
         self, amount: int, ttl: int, action: str | None = None, run_id: str | None = None, cap: int | None = None
     ) -> Operation:
-        facts = self.keyed_facts("reserve", amount)
+        facts = self.spending_facts("reserve", amount, activity(action, run_id, cap), None)
         self.holds.append(facts["id"])
-        return Reserve(
-            **facts, amount_micros=amount, ttl=timedelta(minutes=ttl), activity=activity(action, run_id, cap)
-        )
+        return Reserve(**facts, ttl=timedelta(minutes=ttl))
 
     def make_open_run(
         self, run_id: str, parent: str | None, cap: int | None, borrows: bool, partial: bool, ttl: int
@@ -369,14 +382,14 @@ class Script:
         """An earlier keyed call again, as a new try: same key and payload, another new id."""
         if not self.keyed:
             return self.make_expire()
-        return dataclasses.replace(self.keyed[-1 - number % len(self.keyed)], id=self.new_id())  # type: ignore[call-arg]  # keyed operations have an id
+        return dataclasses.replace(self.keyed[-1 - number % len(self.keyed)], id=self.new_id(), key_generated=False)  # type: ignore[call-arg]  # keyed operations have these
 
     def make_other_payload(self, number: int) -> Operation:
         """An earlier key with another payload."""
         if not self.keyed:
             return self.make_expire()
         earlier = self.keyed[-1 - number % len(self.keyed)]
-        return dataclasses.replace(earlier, id=self.new_id(), fingerprint="another payload")  # type: ignore[call-arg]  # keyed operations have an id and a fingerprint
+        return dataclasses.replace(earlier, id=self.new_id(), key_generated=False, fingerprint="another payload")  # type: ignore[call-arg]  # keyed operations have these
 
     def make_expire(self) -> Operation:
         return Expire(organization_id=self.organization_id)
@@ -631,7 +644,8 @@ def test_a_try_that_is_made_again_is_no_replay(engine: Engine) -> None:
     for operation in operations:
         first = post_now(engine, clock, [operation])[0]
         again = post_now(engine, clock, [operation], fresh=False)[0]
-        other = post_now(engine, clock, [dataclasses.replace(operation, id=script.new_id())])[0]  # type: ignore[call-arg]  # keyed operations have an id
+        caller = dataclasses.replace(operation, id=script.new_id(), key_generated=False)  # type: ignore[call-arg]  # keyed operations have these
+        other = post_now(engine, clock, [caller])[0]
         assert (first.replayed, again.replayed, other.replayed) == (False, False, True)
         assert plain(first.record) == plain(again.record) == plain(other.record)
 

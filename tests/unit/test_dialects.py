@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert, make_url, select, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    create_engine,
+    insert,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import OperationalError
 
 from agentcredits import SyncCreditService
@@ -127,6 +139,50 @@ def test_a_write_transaction_waits_for_the_other_writer_up_to_its_time_out(sqlit
         assert time.monotonic() - started < 2.0
         connection.rollback()
     other.close()
+    engine.dispose()
+
+
+def test_a_connection_that_goes_back_to_the_pool_waits_by_itself_again(sqlite_url: str) -> None:
+    """Posting switches SQLite's own waiting off until then; the next user of the connection finds it as it was."""
+    engine = engine_for(sqlite_url, lock_timeout_seconds=3)
+    dialect = dialect_of(engine)
+
+    def waiting(connection: Connection) -> object:
+        return connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+
+    for _ in range(2):
+        with engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert waiting(connection) == 3000
+            dialect.begin_write(connection, 1.0)
+            connection.rollback()
+            assert waiting(connection) == 0
+        with engine.connect() as connection:
+            assert connection.connection.dbapi_connection is raw
+            assert waiting(connection) == 3000
+    engine.dispose()
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_a_users_own_connection_keeps_its_waiting(tmp_path: Path, mode: str) -> None:
+    """Of an engine that is not ours nothing is known: only while the transaction begins is it switched off."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}", connect_args={"timeout": 2})
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA journal_mode={mode}")
+        dialect_of(engine).begin_write(connection, 1.0)
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 2000
+        connection.rollback()
+    engine.dispose()
+
+
+def test_a_file_without_a_write_ahead_log_keeps_its_waiting(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There COMMIT waits for readers. Some file systems can have no such log."""
+    monkeypatch.setattr(dialects, "_use_wal", lambda cursor, timeout_seconds: False)
+    engine = engine_for(sqlite_url, lock_timeout_seconds=3)
+    with engine.connect() as connection:
+        dialect_of(engine).begin_write(connection, 1.0)
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 3000
+        connection.rollback()
     engine.dispose()
 
 
