@@ -101,7 +101,7 @@ async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_man
             assert sum(sql.startswith("INSERT INTO credit_transactions ") for sql in seen) == many
     engine.dispose()
     assert counts[0] == counts[1]
-    assert len(counts[0]) == 10, counts[0]
+    assert len(counts[0]) == 9, counts[0]
 
 
 def test_sqlite_is_told_once_not_to_wait_by_itself(sqlite_url: str) -> None:
