@@ -221,10 +221,14 @@ def _write_part(
         insertion = f"INSERT INTO {table.name} AS t ({', '.join(terms)}) {rows}"
         return insertion + on_conflict_add(keys, adds) if adds else insertion
     assignments = ", ".join(f"{name} = {term}" for name, term in terms.items() if name not in keys)
-    # Said twice, so that the rows are found by their keys whatever PostgreSQL believes of the table's size.
-    found = [f"t.{key} = ANY(CAST({sent[key]} AS {_array_type(table, key)}))" for key in keys if key in arrays]
-    condition = " AND ".join([*(f"t.{key} = {terms[key]}" for key in keys), *found])
-    return f"UPDATE {table.name} AS t SET {assignments}{source} WHERE {condition}"  # noqa: S608
+    changed = f"UPDATE {table.name} AS t SET {assignments}"  # noqa: S608
+    if not arrays:
+        return f"{changed} WHERE {' AND '.join(f't.{key} = {terms[key]}' for key in keys)}"
+    # Each row is looked up by its key, whatever PostgreSQL believes of the table's size and the arrays' length: a join
+    # compares every row with every other one. The account is locked, so that no row moves meanwhile.
+    found = f"SELECT k.ctid AS place FROM {table.name} AS k"  # noqa: S608
+    found += f" WHERE {' AND '.join(f'k.{key} = {terms[key]}' for key in keys)} OFFSET 0"
+    return f"{changed} FROM (SELECT k.place, v.*{source} CROSS JOIN LATERAL ({found}) AS k) AS v WHERE t.ctid = v.place"
 
 
 @lru_cache(maxsize=256)

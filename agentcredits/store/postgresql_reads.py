@@ -60,11 +60,14 @@ _NAMED: Final = (
 #: As ``rules.limits.places_of_record`` has it.
 _OF_HOLDS: Final = """
 SELECT place.scope, place.scope_id
-FROM credit_reservations AS held CROSS JOIN LATERAL (
+FROM (
+  SELECT DISTINCT department_id, project_id, user_id, agent_type, action, run_id FROM credit_reservations
+  WHERE organization_id = %(organization)s AND id = ANY(%(holds)s::text[])
+) AS held CROSS JOIN LATERAL (
   VALUES ('department', held.department_id), ('project', held.project_id), ('user', held.user_id),
   ('agent_type', held.agent_type), ('action', held.agent_type || '.' || held.action), ('run', held.run_id)
 ) AS place(scope, scope_id)
-WHERE held.organization_id = %(organization)s AND held.id = ANY(%(holds)s::text[]) AND place.scope_id IS NOT NULL
+WHERE place.scope_id IS NOT NULL
 """
 
 
