@@ -94,6 +94,7 @@ def _aspects(table: Table, inspector: Inspector, dialect: Dialect) -> Iterator[t
                 item.column_keys, item.referred_table.name, [e.column.name for e in item.elements]
             )
             for item in _constraints(table, ForeignKeyConstraint)
+            if item.info.get("dialect", dialect.name) == dialect.name
         },
         {
             str(item["name"]): _reference(item["constrained_columns"], item["referred_table"], item["referred_columns"])
@@ -188,17 +189,20 @@ def _canonical(sql: str) -> str:
 # -- triggers ----------------------------------------------------------------------------------------------------
 
 _TRIGGER: Final = re.compile(
-    r"CREATE (?:OR REPLACE )?TRIGGER (?P<name>\w+) (?P<time>BEFORE|AFTER) (?P<events>[A-Z ]+?)"
+    r"CREATE (?:OR REPLACE )?TRIGGER (?P<name>\w+) (?P<time>BEFORE|AFTER) (?P<events>\w[\w ]*?)"
     r" ON (?:\w+\.)?(?P<table>\w+) FOR EACH (?P<level>ROW|STATEMENT) EXECUTE FUNCTION (?:\w+\.)?(?P<function>\w+)\(\)"
 )
+
+_FUNCTION: Final = re.compile(r"FUNCTION (\w+)\(\) .*\$\$(.*)\$\$")
 
 
 def _declared_triggers(dialect_name: str) -> Facts:
     statements = trigger_statements(dialect_name)
     if dialect_name == "sqlite":
         return {name: sql for sql in statements if (name := _sqlite_trigger(sql))}
-    body = next(sql.split("$$")[1] for sql in statements if "$$" in sql)
-    return {match["name"]: _trigger(match, body) for sql in statements if (match := _TRIGGER.fullmatch(sql))}
+    bodies = {match[1]: match[2] for sql in statements if (match := _FUNCTION.search(sql))}
+    found = filter(None, map(_TRIGGER.fullmatch, statements))
+    return {match["name"]: _trigger(match, bodies[match["function"]]) for match in found}
 
 
 def _live_triggers(connection: Connection) -> Facts:

@@ -18,7 +18,7 @@ from agentcredits.errors import ConfigurationError, SchemaError
 from agentcredits.store import row_security
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.schema_check import check_schema
-from agentcredits.store.tables import VERSION_TABLE, metadata
+from agentcredits.store.tables import TRIGGER_FUNCTIONS, VERSION_TABLE, metadata
 from agentcredits.store.tenancy import ACCOUNTS_FUNCTION
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 #: Every revision, oldest first; spelled out so that a service can judge a database without importing Alembic.
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 
 #: The revision that this version needs: Alembic's head.
 EXPECTED_REVISION: Final = REVISIONS[-1]
@@ -198,8 +198,8 @@ def drop_everything(connection: Connection) -> None:
     metadata.drop_all(connection)
     connection.exec_driver_sql(f"DROP TABLE IF EXISTS {VERSION_TABLE}")
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("DROP FUNCTION IF EXISTS agentcredits_refuse_change()")
-        connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {ACCOUNTS_FUNCTION}()")
+        for name in (*TRIGGER_FUNCTIONS, ACCOUNTS_FUNCTION):
+            connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {name}()")
 
 
 def upgrade_sql(dialect_name: str) -> str:

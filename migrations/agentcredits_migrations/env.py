@@ -6,6 +6,7 @@ share one), else on its own connection to ``-x url=…``, ``sqlalchemy.url``, or
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from alembic import context
@@ -64,6 +65,7 @@ def _migrate(dialect: str, **options: Any) -> None:
         transactional_ddl=True,
         render_as_batch=dialect == "sqlite",
         include_name=_is_ours,
+        include_object=partial(_is_declared_here, dialect),
         render_item=_render_item,
         compare_server_default=True,
         on_version_apply=remember,  # type: ignore[arg-type]  # called by keyword, with more than we read
@@ -81,6 +83,11 @@ def _migrate(dialect: str, **options: Any) -> None:
 def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
     """Keep ``alembic revision --autogenerate`` away from a host application's tables."""
     return kind != "table" or name in metadata.tables
+
+
+def _is_declared_here(dialect: str, item: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
+    """Whether what is declared is meant for this database."""
+    return reflected or kind != "foreign_key_constraint" or item.info.get("dialect", dialect) == dialect
 
 
 def _render_item(kind: str, item: Any, autogen_context: Any) -> str | Literal[False]:

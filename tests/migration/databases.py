@@ -122,6 +122,8 @@ down_revision = "HEAD"
 
 
 def upgrade():
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP TRIGGER credit_accounts_with_rows ON credit_accounts")
     with op.batch_alter_table("credit_transactions") as batch:
         batch.add_column(sa.Column("channel", sa.String(32)))
         batch.create_check_constraint(op.f("ck_credit_transactions_channel"), "channel <> ''")
@@ -130,6 +132,8 @@ def upgrade():
 
 
 def downgrade():
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP TRIGGER credit_accounts_with_rows ON credit_accounts")
     with op.batch_alter_table("credit_accounts") as batch:
         batch.alter_column("organization_id", type_=sa.String(255), existing_type=sa.String(300))
     with op.batch_alter_table("credit_transactions") as batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from agentcredits.store.tables import APPEND_ONLY
 from agentcredits.store.upgrade import upgrade_database
@@ -54,6 +54,34 @@ def test_tables_are_not_truncated(empty_postgresql_url: str, table: str, words: 
         connection.exec_driver_sql(words.format(table))
     assert len(rows(engine, table)) == 1
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM credit_accounts", "UPDATE credit_accounts SET organization_id = 'x'"]
+)
+@pytest.mark.parametrize("table", ["credit_transactions", "credit_reservations"])
+def test_an_account_that_has_rows_stays(ledger: Engine, table: str, statement: str) -> None:
+    """With its name; one that has none may go, be it on SQLite by foreign keys or on PostgreSQL by a trigger."""
+    now = "'2026-01-01 00:00:00.000000+00'" if ledger.dialect.name == "postgresql" else "'2026-01-01 00:00:00.000000'"
+    with ledger.begin() as connection:
+        for name in ("held", "empty"):
+            connection.exec_driver_sql(
+                "INSERT INTO credit_accounts (organization_id, last_posted_at, created_at)"
+                f" VALUES ('{name}', {now}, {now})"
+            )
+        connection.exec_driver_sql(
+            "INSERT INTO credit_reservations"
+            " (organization_id, id, state, amount_micros, allocations, idempotency_key, created_at, expires_at)"
+            f" VALUES ('held', 'h1', 'active', 5, '[]', 'k', {now}, {now})"
+        )
+    name = "acme" if table == "credit_transactions" else "held"
+    with ledger.connect() as connection, pytest.raises(IntegrityError):
+        connection.exec_driver_sql(f"{statement} WHERE organization_id = '{name}'")
+    assert len(rows(ledger, "credit_accounts")) == 3
+    with ledger.begin() as connection:
+        connection.exec_driver_sql(f"{statement} WHERE organization_id = 'empty'")
+        connection.exec_driver_sql("UPDATE credit_accounts SET last_seq = 7 WHERE organization_id = 'acme'")
+    assert "empty" not in {row[0] for row in rows(ledger, "credit_accounts")}
 
 
 def test_rows_are_still_added(ledger: Engine) -> None:

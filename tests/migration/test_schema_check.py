@@ -104,6 +104,19 @@ PG_DAMAGE = {
         " FOR EACH ROW WHEN (old.seq > 9) EXECUTE FUNCTION agentcredits_refuse_change()",
         "trigger credit_transactions_append_only is 'CREATE TRIGGER",
     ),
+    "a dropped trigger of the accounts": (
+        "DROP TRIGGER credit_accounts_with_rows ON credit_accounts",
+        "trigger credit_accounts_with_rows is missing",
+    ),
+    "accounts that are kept no more": (
+        "CREATE OR REPLACE FUNCTION agentcredits_keep_account() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN RETURN OLD; END $$",
+        "EXECUTE agentcredits_keep_account: BEGIN RETURN OLD; END",
+    ),
+    "a foreign key that is none of ours": (
+        "ALTER TABLE credit_transactions ADD CONSTRAINT mine FOREIGN KEY (organization_id) REFERENCES credit_accounts",
+        "table credit_transactions: foreign key mine is not declared",
+    ),
     "a trigger of a stranger": (
         "CREATE TRIGGER mine BEFORE INSERT ON credit_grants FOR EACH ROW EXECUTE FUNCTION agentcredits_refuse_change()",
         "trigger mine is not declared",

@@ -268,7 +268,8 @@ def downgrade() -> None:
     op.drop_table("credit_accounts")
     op.drop_table("agent_action_costs")
     if op.get_context().dialect.name == "postgresql":
-        op.execute("DROP FUNCTION IF EXISTS agentcredits_refuse_change()")
+        for name in ("refuse_change", "keep_account"):
+            op.execute(f"DROP FUNCTION IF EXISTS agentcredits_{name}()")
 
 
 def _counter(name: str) -> sa.Column[int]:
