@@ -36,7 +36,7 @@ bench: $(VENV)/.for-dev
 	$(BIN)/python tests/benchmarks/run.py
 
 proof: $(VENV)/.for-dev proof-oldest-crewai
-	$(BIN)/python -m pytest -m proof --proof=long
+	$(BIN)/python -m pytest -m proof --proof=long --numprocesses=2 --dist=worksteal
 
 proof-oldest-crewai: $(OLDEST).txt
 	$(MAKE) --no-print-directory VENV=$(OLDEST) CONSTRAINTS=$< $(OLDEST)/.for-dev

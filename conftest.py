@@ -22,6 +22,7 @@ from agentcredits.store import upgrade
 from agentcredits.store.dialects import make_engine, normalise_url
 from agentcredits.store.tables import agent_action_costs, metadata
 from agentcredits.testing import FakeClock
+from tests.proof.report import Collector
 
 # A machine under load is slow without being wrong.
 settings.register_profile("untimed", deadline=None)
@@ -44,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--proof-seed", type=int, help="the seed of the proofs; default: a fixed one (short), a new one (long)"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Where tests run in several processes (pytest-xdist), theirs only report to the one that was started.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Collector(Path(config.getoption("--proof-report"))))
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Accounts of which it is remembered that they have limits.
 MAX_REMEMBERED: Final = 10_000
 
+#: Up to so many rows an update joins them; more are looked up one by one.
+FEW: Final = 8
+
 
 class PostgreSQLDialect(StoreDialect):
     """PostgreSQL: READ COMMITTED and the account's row lock."""
@@ -146,7 +149,8 @@ class PostgreSQLDialect(StoreDialect):
                     parameter = _parameter(place, name)
                     parameters[parameter] = value
                     sent.append(parameter)
-            shape.append((entry.table, entry.keys, entry.adds, tuple(columns), tuple(sent)))
+            many = len(column) > FEW
+            shape.append((entry.table, entry.keys, entry.adds, tuple(columns), tuple(sent), many))
         if last and is_psycopg(connection):
             from agentcredits.store import libpq
 
@@ -165,9 +169,9 @@ def _opened(account: RowLike | None, rows: Sequence[RowLike]) -> Opened:
     return Opened(account, grants, first["read_at"].astimezone(UTC), first["has_limits"], first["has_runs"])
 
 
-_Part = tuple[Table, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str | None, ...]]
-"""Table, key columns (none: insert), columns to add to, all columns, and the parameter that each is sent as; None: it
-is NULL in all rows.
+_Part = tuple[Table, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str | None, ...], bool]
+"""Table, key columns (none: insert), columns to add to, all columns, the parameter that each is sent as (None: it is
+NULL in all rows), and whether there are more than a few rows.
 """
 
 #: How the names of parameters begin that have a value for each row.
@@ -200,6 +204,7 @@ def _write_part(
     adds: tuple[str, ...],
     names: tuple[str, ...],
     parameters: tuple[str | None, ...],
+    many: bool,
     placeholder: str,
 ) -> str:
     by_name = dict(zip(names, parameters, strict=True))
@@ -222,13 +227,15 @@ def _write_part(
         return insertion + on_conflict_add(keys, adds) if adds else insertion
     assignments = ", ".join(f"{name} = {term}" for name, term in terms.items() if name not in keys)
     changed = f"UPDATE {table.name} AS t SET {assignments}"  # noqa: S608
-    if not arrays:
-        return f"{changed} WHERE {' AND '.join(f't.{key} = {terms[key]}' for key in keys)}"
-    # Each row is looked up by its key, whatever PostgreSQL believes of the table's size and the arrays' length: a join
-    # compares every row with every other one. The account is locked, so that no row moves meanwhile.
-    found = f"SELECT k.ctid AS place FROM {table.name} AS k"  # noqa: S608
-    found += f" WHERE {' AND '.join(f'k.{key} = {terms[key]}' for key in keys)} OFFSET 0"
-    return f"{changed} FROM (SELECT k.place, v.*{source} CROSS JOIN LATERAL ({found}) AS k) AS v WHERE t.ctid = v.place"
+    if not arrays or not many:
+        # Said twice, so that the rows are found by their keys whatever PostgreSQL believes of the table's size.
+        found = [f"t.{key} = ANY(CAST({sent[key]} AS {_array_type(table, key)}))" for key in keys if key in arrays]
+        return f"{changed}{source} WHERE {' AND '.join([*(f't.{key} = {terms[key]}' for key in keys), *found])}"
+    # Each row is looked up by its key, which takes longer to begin with than a join; but that compares every row with
+    # every other one. The account is locked, so that no row moves meanwhile.
+    place = f"SELECT k.ctid AS place FROM {table.name} AS k"  # noqa: S608
+    place += f" WHERE {' AND '.join(f'k.{key} = {terms[key]}' for key in keys)} OFFSET 0"
+    return f"{changed} FROM (SELECT k.place, v.*{source} CROSS JOIN LATERAL ({place}) AS k) AS v WHERE t.ctid = v.place"
 
 
 @lru_cache(maxsize=256)

@@ -1,15 +1,14 @@
-"""What every proof shares: its seed, and the report that its figures go to."""
+"""What every proof shares: its seed, and where its figures go."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 
-from tests.proof.report import Record, Report
+from tests.proof.report import Collector, Record, Row
 
-_REPORT = pytest.StashKey[Report]()
 _SHORT_SEED = 6
 
 
@@ -24,15 +23,9 @@ def seed(pytestconfig: pytest.Config, proof: str) -> int:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest, proof: str) -> Record:
-    """Notes what a proof counted; see :class:`tests.proof.report.Record`."""
-    report = request.config.stash.setdefault(_REPORT, Report(Path(request.config.getoption("--proof-report"))))
-    return Record(report, form=proof, test=request.node.nodeid)
+    """Notes what a proof counted; see :class:`tests.proof.report.Record`. The rows travel in the test's report."""
 
+    def note(row: Row) -> None:
+        request.node.user_properties.append((Collector.PROPERTY, asdict(row)))
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    report = config.stash.get(_REPORT, None)
-    if report is not None:
-        terminalreporter.section("proofs")
-        for line in report.lines():
-            terminalreporter.write_line(line)
-        terminalreporter.write_line(f"written to {report.path}")
+    return Record(note, form=proof, test=request.node.nodeid)

@@ -6,9 +6,11 @@ import json
 import platform
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pytest
 
 _COLUMNS = ("what", "database", "form", "count", "wrong", "seed", "seconds")
 
@@ -61,14 +63,47 @@ class Report:
         return [*(_join(line, widths) for line in cells), "", "each again:", *(f"  {row.command}" for row in self.rows)]
 
 
+class Collector:
+    """Gathers the rows of a run from the reports of its tests, whichever process they ran in, and shows the table.
+
+    A pytest plugin of the process that the user started.
+    """
+
+    #: Under this name a test's report carries its rows.
+    PROPERTY = "proof"
+
+    def __init__(self, path: Path) -> None:
+        self._report = Report(path)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Each test reports its rows once, with its call."""
+        if report.when == "call":
+            for name, value in report.user_properties:
+                if name == self.PROPERTY:
+                    self._report.add(Row(**value))  # type: ignore[arg-type]  # as ``asdict`` made it
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table, when there is one."""
+        if self._report.rows:
+            terminalreporter.section("proofs")
+            for line in self._report.lines():
+                terminalreporter.write_line(line)
+            terminalreporter.write_line(f"written to {self._report.path}")
+
+
 class Record:
     """What a test notes its figures with: ``record("kill -9", count=60, unit="kills", seed=seed, wrong={"lost": 0})``.
 
     Called once all is counted. A row's seconds run from the making of the Record, or from the row before it.
+
+    Args:
+        note: Takes each row.
+        form: "short" or "long".
+        test: The test's id.
     """
 
-    def __init__(self, report: Report, *, form: str, test: str) -> None:
-        self._report, self._form, self._test = report, form, test
+    def __init__(self, note: Callable[[Row], None], *, form: str, test: str) -> None:
+        self._note, self._form, self._test = note, form, test
         self._began = time.monotonic()
 
     def __call__(
@@ -96,7 +131,7 @@ class Record:
             seconds=round(self._began - began, 1),
             command=f"python -m pytest --proof={self._form}{again} '{self._test}'",
         )
-        self._report.add(row)
+        self._note(row)
         assert count > 0, f"{what}: nothing was tried"
         assert row.ok, f"{what}: {row.wrong} in {count} {unit}; again: {row.command}\n{details}"
 

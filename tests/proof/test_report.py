@@ -55,7 +55,7 @@ def test_what_is_wrong_or_was_never_tried_is_noted_and_fails(
     tmp_path: Path, count: int, wrong: dict[str, int], fails: bool
 ) -> None:
     report = Report(tmp_path / "results.json")
-    record = Record(report, form="short", test="tests/proof/test_x.py::test_y")
+    record = Record(report.add, form="short", test="tests/proof/test_x.py::test_y")
     with pytest.raises(AssertionError) if fails else contextlib.nullcontext():
         record("a proof", count=count, unit="kills", seed=7, wrong=wrong)
     (noted,) = report.rows
