@@ -149,7 +149,8 @@ class PostgreSQLDialect(StoreDialect):
                     parameter = _parameter(place, name)
                     parameters[parameter] = value
                     sent.append(parameter)
-            many = len(column) > FEW
+            # Only where rows are looked for: an insert is the same whatever their number.
+            many = bool(entry.keys) and not entry.adds and len(column) > FEW
             shape.append((entry.table, entry.keys, entry.adds, tuple(columns), tuple(sent), many))
         if last and is_psycopg(connection):
             from agentcredits.store import libpq
@@ -171,7 +172,7 @@ def _opened(account: RowLike | None, rows: Sequence[RowLike]) -> Opened:
 
 _Part = tuple[Table, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str | None, ...], bool]
 """Table, key columns (none: insert), columns to add to, all columns, the parameter that each is sent as (None: it is
-NULL in all rows), and whether there are more than a few rows.
+NULL in all rows), and whether more than a few rows are changed.
 """
 
 #: How the names of parameters begin that have a value for each row.
