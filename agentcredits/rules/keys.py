@@ -121,13 +121,16 @@ def _quantity_text(quantity: Decimal) -> str:
 _same_again = lru_cache(maxsize=1024, typed=True)(ops.fingerprint)
 
 
-_NO: Final[tuple[None]] = (None,)
+#: A hold's payload has no overage.
+_NO_POLICY: Final[tuple[None]] = (None,)
 
 
 def _fingerprints(organization_id: str, record: Row | HoldState) -> Iterator[str]:
     """Those of every call that can have made this charge or hold."""
     amount, rest = abs(record.amount_micros), record.uncollected_micros
-    kind, policies = (ops.Consume.key_kind, tuple(Overage)) if isinstance(record, Row) else (ops.Reserve.key_kind, _NO)
+    kind, policies = (
+        (ops.Consume.key_kind, tuple(Overage)) if isinstance(record, Row) else (ops.Reserve.key_kind, _NO_POLICY)
+    )
     # What a hold could not collect is its settlement's rest, unless mode "observe" let it pass.
     for amount_micros in (None, amount, amount + rest):
         for overage in policies:

@@ -25,8 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.schema import CreateIndex, DefaultClause
 
 from agentcredits.store import row_security
-from agentcredits.store.tables import metadata, trigger_statements
+from agentcredits.store.tables import metadata
 from agentcredits.store.tenancy import ACCOUNTS_FUNCTION
+from agentcredits.store.triggers import trigger_statements
 
 
 def check_schema(connection: Connection) -> list[str]:

@@ -18,8 +18,9 @@ from agentcredits.errors import ConfigurationError, SchemaError
 from agentcredits.store import row_security
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.schema_check import check_schema
-from agentcredits.store.tables import TRIGGER_FUNCTIONS, VERSION_TABLE, metadata
+from agentcredits.store.tables import VERSION_TABLE, metadata
 from agentcredits.store.tenancy import ACCOUNTS_FUNCTION
+from agentcredits.store.triggers import TRIGGER_FUNCTIONS
 
 if TYPE_CHECKING:
     from alembic.config import Config

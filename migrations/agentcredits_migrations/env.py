@@ -16,7 +16,8 @@ from sqlalchemy.pool import NullPool
 from agentcredits.settings import default_database_url, load_settings
 from agentcredits.store.columns import ExactNumeric, UtcDateTime
 from agentcredits.store.dialects import normalise_url
-from agentcredits.store.tables import VERSION_TABLE, metadata, trigger_statements
+from agentcredits.store.tables import VERSION_TABLE, metadata
+from agentcredits.store.triggers import trigger_statements
 from agentcredits.store.upgrade import RESTORE_TRIGGERS, migration_transaction
 
 config = context.config

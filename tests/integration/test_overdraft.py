@@ -24,7 +24,7 @@ from agentcredits import (
     consume_credits,
     use_context,
 )
-from agentcredits.store.tables import APPEND_ONLY
+from agentcredits.store.triggers import APPEND_ONLY
 from agentcredits.testing import FakeClock
 
 ACME = "acme"

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from agentcredits import CreditService, RepairReport, SyncCreditService
-from agentcredits.store.tables import APPEND_ONLY, trigger_statements
+from agentcredits.store.triggers import APPEND_ONLY, trigger_statements
 from agentcredits.testing import FakeClock
 
 ACME, GLOBEX = "acme", "globex"

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from agentcredits import CreditGrant, CreditService, ReservationRecord, SyncCreditService, Transaction
-from agentcredits.store.tables import APPEND_ONLY, trigger_statements
+from agentcredits.store.triggers import APPEND_ONLY, trigger_statements
 from agentcredits.testing import FakeClock
 
 ACME, OTHER = "acme", "other"

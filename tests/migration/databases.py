@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from agentcredits.store import upgrade as store_upgrade
 from agentcredits.store.dialects import make_engine, normalise_url
-from agentcredits.store.tables import VERSION_TABLE, metadata, trigger_statements
+from agentcredits.store.tables import VERSION_TABLE, metadata
+from agentcredits.store.triggers import trigger_statements
 
 
 def engine_for(url: str) -> Engine:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from agentcredits.store.tables import APPEND_ONLY
+from agentcredits.store.triggers import APPEND_ONLY
 from agentcredits.store.upgrade import upgrade_database
 from tests.migration.databases import engine_for, insert_ledger_rows
 
