@@ -53,6 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Collector(Path(config.getoption("--proof-report"))))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long proofs begin with those that may take longest, so that none of them is left to one process at the end."""
+    if config.getoption("--proof") == "long":
+        marks = {item: item.get_closest_marker("timeout") for item in items}
+        items.sort(key=lambda item: -(marks[item].args[0] if marks[item] else 0))
+
+
 @pytest.fixture(scope="session")
 def proof(pytestconfig: pytest.Config) -> str:
     """Either "short" (the suite) or "long" (`make proof`)."""

@@ -42,8 +42,8 @@ class ModelCall:
 
     def add(self, usage: Mapping[str, int]) -> None:
         """Another answer of the provider within this call (a retry, a follow-up)."""
-        for name, count in usage.items():
-            self.usage[name] = self.usage.get(name, 0) + count
+        # In one step: whoever settles the call from another thread sees all of it or none.
+        self.usage = self.usage | {name: self.usage.get(name, 0) + count for name, count in usage.items()}
 
 
 class ModelCalls:
@@ -67,6 +67,8 @@ class ModelCalls:
         # By identity, and changed in single steps of the interpreter: hooks run in many threads.
         self._open: dict[int, ModelCall] = {}
         self._given_back: dict[int, ModelCall] = {}
+        #: The models whose usage is known when they ask for tools.
+        self._counting: set[str | None] = set()
 
     def hold(self, organization_id: str, place: Place, subject: Any = None) -> ModelCall:
         """Reserve the price of a call.
@@ -115,6 +117,18 @@ class ModelCalls:
                 call.hold.commit(self._amount(usage), metadata=metadata)
             else:
                 call.hold.release("the LLM call failed")
+
+    def settle_asking(self, chosen: Callable[[Any], bool]) -> None:
+        """A tool is called, for frameworks that tell no more: charge the open call of its agent that asked for it.
+
+        The agent may be at work elsewhere as well, on a call that is not answered yet.
+        """
+        calls = self.open(chosen)
+        for call in calls:
+            if call.was_answered:
+                self._counting.add(call.place.llm)
+            if call.was_answered or (len(calls) == 1 and call.place.llm not in self._counting):
+                self.settle(call, answered=True)
 
     def _amount(self, usage: Mapping[str, int]) -> Amount | None:
         if self._rate is None or not usage:

@@ -46,7 +46,8 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(default=2.0, ge=0, le=60)
     """How long a posting is tried again after conflicts, dead-locks and lost connections."""
     pool_size: int = Field(default=5, ge=1, le=200)
-    """Connections, and on PostgreSQL the number of accounts that can be posted at the same moment."""
+    """Connections for postings, on PostgreSQL the number of accounts that can be posted at the same moment, and as many
+    for reads."""
     batch_size: int = Field(default=500, ge=1, le=5_000)
     """Operations in one transaction at most."""
     price_cache_seconds: float = Field(default=0.5, ge=0, le=1)

@@ -18,7 +18,7 @@ from agentcredits.cli.output import count_text, make_facts, say
 from agentcredits.cli.parameters import DatabaseOption, JsonOption
 from agentcredits.cli.target import Target, begin
 from agentcredits.errors import CreditsError
-from agentcredits.store import tables
+from agentcredits.store import limit_tables, tables
 from agentcredits.store.faults import translate
 from agentcredits.store.reports import count_rows
 from agentcredits.store.upgrade import EXPECTED_REVISION, REVISIONS, current_revision, require_schema
@@ -34,7 +34,7 @@ _COUNTED = {
     "reservations": tables.credit_reservations,
     "transactions": tables.credit_transactions,
     "prices": tables.agent_action_costs,
-    "limits": tables.credit_limits,
+    "limits": limit_tables.credit_limits,
 }
 
 

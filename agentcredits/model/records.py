@@ -18,6 +18,9 @@ from agentcredits.model.words import (
     TransactionType,
 )
 
+#: What ``MicrosAsCredits`` has found of each kind of record.
+_NAMES: dict[type[Any], tuple[str, ...]] = {}
+
 
 class MicrosAsCredits:
     """Gives ``x`` for every field ``x_micros``, and mapping access by name."""
@@ -31,12 +34,15 @@ class MicrosAsCredits:
 
     def keys(self) -> tuple[str, ...]:
         """The names that mapping access knows: every field, and every amount in credits."""
-        names: list[str] = []
-        for entry in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            names.append(entry.name)
-            if entry.name.endswith("_micros"):
-                names.append(entry.name.removesuffix("_micros"))
-        return tuple(names)
+        found = _NAMES.get(type(self))
+        if found is None:
+            names: list[str] = []
+            for entry in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+                names.append(entry.name)
+                if entry.name.endswith("_micros"):
+                    names.append(entry.name.removesuffix("_micros"))
+            found = _NAMES[type(self)] = tuple(names)
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: amounts in Decimal credits and in micros, times as datetime."""

@@ -25,15 +25,17 @@ from sqlalchemy.pool import StaticPool
 
 from agentcredits.clock import Clock
 from agentcredits.errors import CreditsError, StoreUnavailableError
-from agentcredits.rules.operations import AboutHold, Commit, Extend, KeyedOperation, Operation, Release
+from agentcredits.rules.operations import AboutHold, Commit, Extend, Operation, Release
 from agentcredits.rules.posting import Outcome
+from agentcredits.runner.attempts import Attempts, post_batch
 from agentcredits.runner.gate import Gate
 from agentcredits.runner.keeper import Keeper
 from agentcredits.runner.lanes import Lanes, release_of
 from agentcredits.runner.pending import Answer, AsyncPending, Pending
 from agentcredits.runner.spare import Spare
+from agentcredits.runner.turns import Turns
 from agentcredits.store import tenancy, upgrade
-from agentcredits.store.dialects import dialect_of
+from agentcredits.store.dialects import POOL_TIMEOUT_SECONDS, dialect_of
 from agentcredits.store.faults import Fault, classify, translate
 from agentcredits.store.posting import MAX_REFILLS, decide_all
 
@@ -72,26 +74,6 @@ def deferred(cause: StoreUnavailableError) -> Deferred:
     return answer
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """What is known of the tries of one transaction."""
-
-    #: Nothing was tried yet: generated keys cannot be in the database.
-    fresh: bool = True
-    #: A COMMIT was on its way when its connection broke: it may have arrived.
-    ambiguous: bool = False
-
-    def note_failed_commit(self, error: BaseException) -> None:
-        """Whether it arrived is known only when the database itself refused it."""
-        if classify(error) in (Fault.LOST, Fault.AWAY):
-            self.ambiguous = True
-
-    def may_repeat(self, error: BaseException) -> bool:
-        """Conflicts and lost connections; and a store that went away in mid-commit, to learn what became of it."""
-        fault = classify(error)
-        return fault in (Fault.CONFLICT, Fault.LOST) or (self.ambiguous and fault is Fault.AWAY)
-
-
 class Runner:
     """Posts operations and runs reads on one engine, for any number of threads and event loops.
 
@@ -128,6 +110,8 @@ class Runner:
         # An application's own engine, and the one connection of a database in memory, are not kept from others.
         keeps = self._owns_engine and self._one_connection is None
         self._spare = Spare(self._connect, self._limits.posters if keeps else 0)
+        #: Posters have connections of their own; all others have as many.
+        self._turns = Turns(self._limits.posters, POOL_TIMEOUT_SECONDS)
         self._lanes = Lanes(
             self._post_batch,
             shared=self.dialect.mixes_accounts,
@@ -246,42 +230,8 @@ class Runner:
             self._keeper.end_renewal(operation.reservation_id)
         return answer
 
-    def _post_batch(self, operations: Sequence[Operation], earlier: _Attempts | None = None) -> list[Answer]:
-        attempts = _Attempts() if earlier is None else replace(earlier)
-        try:
-            return list(self._transact(operations, attempts))
-        except CreditsError as error:
-            return [error] * len(operations)
-        except SQLAlchemyError as error:
-            if classify(error) is Fault.DATA and len(operations) > 1:
-                # One operation's own fault: post one at a time, so that only the culprit sees it.
-                return [answer for operation in operations for answer in self._post_batch([operation], attempts)]
-            return [
-                translate(
-                    error,
-                    idempotency_key=operation.key if isinstance(operation, KeyedOperation) else None,
-                    ambiguous=attempts.ambiguous,
-                )
-                for operation in operations
-            ]
-
-    def _transact(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
-        """One transaction, tried again after conflicts, dead-locks and lost connections: keys make that safe."""
-        try:
-            return self._transact_once(operations, attempts)
-        except SQLAlchemyError as error:
-            if not attempts.may_repeat(error):
-                raise
-        # Nearly every posting ends above; the machinery of retrying is imported and set up only where it is needed.
-        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
-        retrying = Retrying(
-            retry=retry_if_exception(attempts.may_repeat),
-            stop=stop_after_delay(self._limits.retry_seconds),
-            wait=wait_random_exponential(multiplier=0.01, max=0.5),
-            reraise=True,
-        )
-        return retrying(self._transact_once, operations, attempts)
+    def _post_batch(self, operations: Sequence[Operation]) -> list[Answer]:
+        return post_batch(self._transact, operations, self._limits.retry_seconds)
 
     def _ensure_ready(self) -> None:
         """Once per runner: an empty SQLite database gets its schema, any other must have the right one.
@@ -302,7 +252,7 @@ class Runner:
                     self._row_security = tenancy.is_active(connection)
                 self._ready = True
 
-    def _transact_once(self, operations: Sequence[Operation], attempts: _Attempts) -> list[Outcome]:
+    def _transact(self, operations: Sequence[Operation], attempts: Attempts) -> list[Outcome]:
         self._ensure_ready()
         fresh, attempts.fresh = attempts.fresh, False
         with self._gate, self._exclusive():
@@ -322,7 +272,7 @@ class Runner:
             return outcomes
 
     def _post_and_commit(
-        self, connection: Connection, operations: Sequence[Operation], fresh: bool, attempts: _Attempts
+        self, connection: Connection, operations: Sequence[Operation], fresh: bool, attempts: Attempts
     ) -> list[Outcome]:
         self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
         decided = decide_all(
@@ -372,7 +322,7 @@ class Runner:
 
     def _read_once(self, function: Callable[[Connection], T], organization_id: str | None) -> T:
         self._ensure_ready()
-        with self._gate, self._exclusive(), self._connect() as connection:
+        with self._turns.take(), self._gate, self._exclusive(), self._connect() as connection:
             tenancy.enter(connection, organization_id)
             return function(connection)
 
@@ -428,7 +378,7 @@ class Runner:
         """Run a write that is no ledger operation (prices) in a transaction of its own, for one tenant or none."""
         try:
             self._ensure_ready()
-            with self._gate, self._exclusive(), self._begun() as connection:
+            with self._turns.take(), self._gate, self._exclusive(), self._begun() as connection:
                 tenancy.enter(connection, organization_id)
                 value = function(connection)
                 connection.commit()

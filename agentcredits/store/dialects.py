@@ -41,14 +41,8 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
-from agentcredits.store.tables import (
-    credit_accounts,
-    credit_grants,
-    credit_limit_usage,
-    credit_limits,
-    credit_reservations,
-    credit_runs,
-)
+from agentcredits.store.limit_tables import credit_limit_usage, credit_limits
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, credit_runs
 
 Rows = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, Sequence[Any]]

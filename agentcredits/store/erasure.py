@@ -20,13 +20,10 @@ from agentcredits.rules import rollups
 from agentcredits.rules.state import OPEN_STATES, LimitState, Row, UsageState
 from agentcredits.store import limit_records, loading, records
 from agentcredits.store.dialects import LIMIT_COUNTERS, Write, dialect_of
+from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings, credit_limit_usage, credit_limits
 from agentcredits.store.media_tables import media_batches, media_jobs
 from agentcredits.store.retention import lock_account
 from agentcredits.store.tables import (
-    credit_denials,
-    credit_limit_crossings,
-    credit_limit_usage,
-    credit_limits,
     credit_reservations,
     credit_transaction_details,
     credit_transactions,

@@ -108,7 +108,9 @@ def translate(
             Fault.CONFLICT: "other transactions were in the way",
             Fault.LOST: "the connection to the credits database was lost",
             Fault.LOCKED: "the account or the database file is locked by another transaction",
-            Fault.AWAY: "the credits database cannot be reached or written",
+            Fault.AWAY: "all connections to the credits database are in use"
+            if isinstance(error, PoolTimeoutError)
+            else "the credits database cannot be reached or written",
         }[fault]
         translated = StoreUnavailableError(
             f"{sentence}; {'whether it was booked is unknown' if ambiguous else 'nothing was booked'}.",

@@ -15,7 +15,7 @@ from agentcredits.rules.state import HoldState, LimitState, UsageState
 from agentcredits.store import limit_records
 from agentcredits.store.findings import Change, Finding
 from agentcredits.store.ledger_pages import entries_after, stream
-from agentcredits.store.tables import credit_limit_usage, credit_limits
+from agentcredits.store.limit_tables import credit_limit_usage, credit_limits
 
 Limits = Mapping[str, LimitState]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_
+from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, func, or_, select, tuple_
 
 from agentcredits.model import AccountStatus, Allocation, LimitScope, RecurringStatus
 from agentcredits.rules import keys, limits, runs
@@ -41,33 +41,37 @@ TRANSACTIONS: Select[tuple[object, ...]] = select(
     )
 )
 
+# What every read asks is built once: building a statement takes longer than SQLite takes to answer it.
+_OF_ORGANIZATION: BindParameter[str] = bindparam("organization_id")
+_ACCOUNT = select(credit_accounts).where(credit_accounts.c.organization_id == _OF_ORGANIZATION)
+_OPEN_GRANTS = select(credit_grants).where(credit_grants.c.organization_id == _OF_ORGANIZATION, credit_grants.c.is_open)
+_OPEN_HOLDS = and_(
+    credit_reservations.c.organization_id == _OF_ORGANIZATION, credit_reservations.c.state.in_(_OPEN_STATES)
+)
+_DUE_HOLDS = select(credit_reservations).where(_OPEN_HOLDS, credit_reservations.c.expires_at <= bindparam("now"))
+_NEXT_END = select(func.min(credit_reservations.c.expires_at)).where(
+    _OPEN_HOLDS, credit_reservations.c.expires_at > bindparam("now")
+)
+
 
 def load_account(connection: Connection, organization_id: str) -> AccountState | None:
     """The account's counters, without a lock."""
-    statement = select(credit_accounts).where(credit_accounts.c.organization_id == organization_id)
-    row = connection.execute(statement).mappings().first()
+    row = connection.execute(_ACCOUNT, {"organization_id": organization_id}).mappings().first()
     return None if row is None else records.read_account(row)
 
 
 def load_open_grants(connection: Connection, ledger: Ledger) -> None:
     """Every grant to which something can still happen."""
-    _load_grants(
-        connection,
-        ledger,
-        select(credit_grants).where(credit_grants.c.organization_id == ledger.organization_id, credit_grants.c.is_open),
-    )
+    _load_grants(connection, ledger, _OPEN_GRANTS, {"organization_id": ledger.organization_id})
 
 
 def load_due_holds(connection: Connection, ledger: Ledger, now: datetime) -> None:
     """Every open hold whose time is over, and when the next of the others ends."""
     if ledger.account is None or not is_due(ledger.account, now):
         return
-    table = credit_reservations
-    mine = and_(table.c.organization_id == ledger.organization_id, table.c.state.in_(_OPEN_STATES))
-    _add_holds(ledger, connection.execute(select(table).where(mine, table.c.expires_at <= now)).mappings())
-    ledger.later_due_at = connection.execute(
-        select(func.min(table.c.expires_at)).where(mine, table.c.expires_at > now)
-    ).scalar()
+    asked = {"organization_id": ledger.organization_id, "now": now}
+    _add_holds(ledger, connection.execute(_DUE_HOLDS, asked).mappings())
+    ledger.later_due_at = connection.execute(_NEXT_END, asked).scalar()
 
 
 def load_recurring(
@@ -279,8 +283,13 @@ def _load_keys(connection: Connection, ledger: Ledger, places: set[tuple[str, st
         ledger.keys[key.kind, key.key] = key
 
 
-def _load_grants(connection: Connection, ledger: Ledger, statement: Select[tuple[object, ...]]) -> None:
-    for row in connection.execute(statement).mappings():
+def _load_grants(
+    connection: Connection,
+    ledger: Ledger,
+    statement: Select[tuple[object, ...]],
+    parameters: Mapping[str, object] | None = None,
+) -> None:
+    for row in connection.execute(statement, parameters).mappings():
         ledger.grants.setdefault(row["id"], records.read_grant(row))
 
 

@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg as psycopg_
 from sqlalchemy.types import String
 
 from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, HAS_RUNS, LIMIT_COUNTERS
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_limits, credit_reservations
+from agentcredits.store.limit_tables import credit_limits
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations
 
 _TIMEOUT: Final = (
     select(

@@ -23,14 +23,11 @@ from agentcredits.rules.state import HoldState, Ledger, Row
 from agentcredits.store import limit_records, loading, records, recurring_records, run_records
 from agentcredits.store.columns import UtcDateTime
 from agentcredits.store.dialects import Columns, Rows, StoreDialect, Write, dialect_of
+from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings, credit_limit_usage, credit_limits
 from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
     credit_accounts,
-    credit_denials,
     credit_grants,
-    credit_limit_crossings,
-    credit_limit_usage,
-    credit_limits,
     credit_reservations,
     credit_runs,
     credit_transaction_allocations,

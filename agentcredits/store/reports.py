@@ -15,14 +15,8 @@ from agentcredits.rules import refusals
 from agentcredits.rules.state import LimitState, UsageState
 from agentcredits.store import limit_records, loading, queries, tenancy
 from agentcredits.store.ledger_pages import stream
-from agentcredits.store.tables import (
-    credit_denials,
-    credit_limit_crossings,
-    credit_limit_usage,
-    credit_limits,
-    idempotency_keys,
-    usage_rollups,
-)
+from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings, credit_limit_usage, credit_limits
+from agentcredits.store.tables import idempotency_keys, usage_rollups
 
 #: Counters that are listed with a limit.
 MAX_COUNTERS: Final = 20

@@ -15,10 +15,9 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, exists, func, or_, select, tuple_, update
 
 from agentcredits.rules.state import OPEN_STATES
+from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings
 from agentcredits.store.tables import (
     credit_accounts,
-    credit_denials,
-    credit_limit_crossings,
     credit_reservations,
     credit_transaction_details,
     credit_transactions,

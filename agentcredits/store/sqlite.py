@@ -29,13 +29,8 @@ from agentcredits.store.dialects import (
     Write,
     on_conflict_add,
 )
-from agentcredits.store.tables import (
-    credit_accounts,
-    credit_limit_usage,
-    credit_limits,
-    credit_reservations,
-    credit_runs,
-)
+from agentcredits.store.limit_tables import credit_limit_usage, credit_limits
+from agentcredits.store.tables import credit_accounts, credit_reservations, credit_runs
 
 
 class SQLiteDialect(StoreDialect):

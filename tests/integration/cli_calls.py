@@ -1,4 +1,4 @@
-"""The command line, called as a program is, and what it answered."""
+"""The command line, called as a program is, what it answered, and charges that it can show."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agentcredits import SyncCreditService
 from agentcredits.cli import main
 
 
@@ -58,3 +59,19 @@ def caller(capsys: pytest.CaptureFixture[str], *last: str) -> Call:
         return Answer(code, streams.out, streams.err)
 
     return call
+
+
+def refused(answer: Answer) -> str:
+    """The sentence of an error that is not about missing credits."""
+    assert (answer.code, answer.out) == (2, ""), answer
+    assert "Traceback" not in answer.err, answer.err
+    return answer.err.splitlines()[0]
+
+
+def charge(service: SyncCreditService, amount: object = 1, **more: Any) -> str:
+    """The id of a charge of acme."""
+    return service.consume_credits(organization_id="acme", amount=amount, **more).id  # type: ignore[arg-type]
+
+
+def available(service: SyncCreditService, *organizations: str) -> list[Decimal]:
+    return [service.get_balance(organization).available for organization in organizations]

@@ -3,144 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
-from decimal import Decimal
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from agentcredits import (
-    ConfigurationError,
-    CreditLimitExceededError,
-    CreditService,
-    DryRunNotSupportedError,
     InsufficientCreditsError,
     MediaPlan,
     ProviderUnavailableError,
     RequestContext,
-    Settings,
-    StoreUnavailableError,
     SyncCreditService,
-    UnpricedActionError,
-    consume_credits,
     media_tool,
     use_context,
 )
-from agentcredits.media import ChargePolicy, close_breaker, load_charge_policy, open_breakers, wrap
+from agentcredits.media import ChargePolicy, open_breakers
 from agentcredits.service import core_of
 from agentcredits.testing import FakeClock
-
-KEY = "sk-live-1234567890abcdef1234567890"
-LINK = "fal.ai/dashboard/billing"
-ACME = RequestContext("acme")
-PRICE = 10
-
-
-class FakeProviderError(Exception):
-    """What a client raises for an HTTP answer, as far as anybody looks at it."""
-
-    def __init__(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        super().__init__(json.dumps(body))
-        self.status_code = status
-        self.body = body
-        self.headers = headers or {}
-
-
-class FakeTimeoutError(TimeoutError):
-    """A client that stopped waiting for a job."""
-
-    def __init__(self, request_id: str) -> None:
-        super().__init__("timed out")
-        self.request_id = request_id
-
-
-def exhausted() -> Exception:
-    return FakeProviderError(
-        403, {"detail": f"User is locked. Reason: Exhausted balance. Top up your balance at {LINK}. key={KEY}"}
-    )
-
-
-def locked() -> Exception:
-    return FakeProviderError(403, {"detail": "User is locked. Reason: Admin lock. Please contact support@fal.ai"})
-
-
-def quota() -> Exception:
-    return FakeProviderError(429, {"detail": "Daily limit reached"}, {"retry-after": "3600"})
-
-
-def limited() -> Exception:
-    return FakeProviderError(429, {"detail": "Too many", "error_type": "concurrent_requests_limit"})
-
-
-def refused() -> Exception:
-    return FakeProviderError(422, {"detail": [{"msg": "content policy", "type": "content_policy_violation"}]})
-
-
-def trouble() -> Exception:
-    return FakeProviderError(503, {"detail": "Service unavailable"})
-
-
-class FakeProvider:
-    """Raises or returns what it is told, and counts the calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.answers: list[object] = []
-
-    def generate(self, prompt: str, seconds: int = 5, api_key: str = KEY, client: object = None) -> object:
-        self.calls.append(prompt)
-        answer = self.answers.pop(0) if self.answers else {"url": "https://files/1.png"}
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[SyncCreditService]:
-    with SyncCreditService(database_url, clock=clock) as service:
-        service.grant_credits("acme", 100)
-        service.set_cost("ImageAgent", "generate_image", PRICE)
-        yield service
-
-
-@pytest.fixture
-def provider() -> FakeProvider:
-    return FakeProvider()
-
-
-Tool = Callable[..., Any]
-
-
-@pytest.fixture(params=["function", "coroutine"])
-def make(request: pytest.FixtureRequest, ledger: SyncCreditService, provider: FakeProvider) -> Callable[..., Tool]:
-    """Makes a media tool of either colour, that is called like a function."""
-
-    def made(**options: Any) -> Tool:
-        options = {"provider": "fal", "agent_type": "ImageAgent", "service": ledger} | options
-        if request.param == "function":
-            return media_tool("generate_image", **options)(provider.generate)
-
-        async def generate(prompt: str, seconds: int = 5, api_key: str = KEY, client: object = None) -> object:
-            await asyncio.sleep(0)
-            return provider.generate(prompt, seconds, api_key, client)
-
-        tool = media_tool("generate_image", **options)(generate)
-        return lambda *args, **kwargs: asyncio.run(tool(*args, **kwargs))
-
-    return made
-
-
-def spent(ledger: SyncCreditService) -> Decimal:
-    balance = ledger.get_balance("acme")
-    assert balance.reserved == 0
-    assert ledger.verify().problems == ()
-    return balance.spent
-
+from tests.integration.media_fakes import (
+    ACME,
+    KEY,
+    LINK,
+    PRICE,
+    FakeProvider,
+    FakeProviderError,
+    FakeTimeoutError,
+    Tool,
+    exhausted,
+    limited,
+    locked,
+    quota,
+    refused,
+    spent,
+    trouble,
+)
 
 # -- what happens to the credits -----------------------------------------------------------------------------------
 
@@ -321,166 +217,6 @@ def test_a_job_that_may_still_succeed_keeps_its_hold(
     assert core_of(ledger).runner._keeper.live_count == 0
 
 
-# -- who may call --------------------------------------------------------------------------------------------------
-
-
-def test_a_dry_run_calls_nobody(make: Callable[..., Tool], ledger: SyncCreditService, provider: FakeProvider) -> None:
-    """A plan with everything that is known before."""
-    with use_context(RequestContext("acme", dry_run=True)):
-        plan = make(model="flux", dimensions=lambda prompt, seconds=5, **_: {"seconds": seconds})("a cat", seconds=7)
-        with pytest.raises(DryRunNotSupportedError):
-            make(on_exhausted="raise")("a cat")
-    assert isinstance(plan, MediaPlan)
-    assert (plan.reason, plan.model, plan.dimensions) == ("dry_run", "flux", {"model": "flux", "seconds": 7})
-    assert plan.parameters == {"prompt": "a cat", "seconds": 7, "api_key": "[redacted]", "client": None}
-    assert (provider.calls, ledger.list_reservations("acme")) == ([], ())
-
-
-def test_above_the_threshold_somebody_confirms(
-    make: Callable[..., Tool], ledger: SyncCreditService, provider: FakeProvider
-) -> None:
-    """Exactly at it nobody is asked; without anybody to ask it is a plan."""
-    asked: list[MediaPlan] = []
-    with use_context(ACME):
-        assert make(threshold=PRICE, confirm=asked.append)("at it")
-        assert asked == []
-        no = make(threshold="9.999999", confirm=asked.append)("no")
-        assert make(threshold="9.999999", confirm=lambda plan: plan.amount == PRICE)("yes")
-        alone = make(threshold=1)("nobody")
-        with pytest.raises(CreditLimitExceededError) as caught:
-            make(threshold=1, on_exhausted="raise")("nobody")
-    assert [plan.reason for plan in (no, alone, asked[0])] == ["over_threshold"] * 3
-    assert caught.value.reason == "over_threshold"
-    assert (provider.calls, spent(ledger)) == (["at it", "yes"], 2 * PRICE)
-
-
-def test_an_answer_that_must_be_awaited_is_no_yes(ledger: SyncCreditService, provider: FakeProvider) -> None:
-    """A coroutine is true in Python; nobody has confirmed anything."""
-
-    async def confirm(plan: MediaPlan) -> bool:
-        return False
-
-    tool = media_tool(
-        "generate_image",
-        agent_type="ImageAgent",
-        provider="fal",
-        service=ledger,
-        threshold=1,
-        confirm=functools.partial(lambda plan: confirm(plan)),  # noqa: PLW0108  # a coroutine in disguise
-    )(provider.generate)
-    with use_context(ACME), pytest.raises(ConfigurationError, match="awaitable"):
-        tool("a cat")
-    assert (provider.calls, spent(ledger)) == ([], 0)
-
-
-def test_async_functions_may_be_asked_in_async_tools(ledger: SyncCreditService, provider: FakeProvider) -> None:
-    """confirm, enhance, balance_probe and the fallback are awaited."""
-
-    async def no(plan: MediaPlan) -> bool:
-        return False
-
-    async def better(prompt: str) -> str:
-        return f"{prompt}, better"
-
-    async def instead(plan: MediaPlan) -> str:
-        return f"{plan.reason}: {plan.enhanced_prompt}"
-
-    async def generate(prompt: str) -> object:
-        return provider.generate(prompt)
-
-    tool = media_tool(
-        "generate_image",
-        agent_type="ImageAgent",
-        provider="fal",
-        service=ledger,
-        threshold=1,
-        confirm=no,
-        enhance=better,
-        on_exhausted=instead,
-    )(generate)
-    with use_context(ACME):
-        assert asyncio.run(tool("a cat")) == "over_threshold: a cat, better"
-
-
-def test_a_positive_balance_lets_one_call_try(
-    make: Callable[..., Tool], ledger: SyncCreditService, provider: FakeProvider, clock: FakeClock
-) -> None:
-    """It is asked once a minute while the account is unusable; what it raises counts as nothing."""
-    balances: list[Any] = [0, RuntimeError("away"), Decimal("3.5")]
-    asked: list[str] = []
-
-    def probe() -> Any:
-        asked.append("balance")
-        balance = balances.pop(0)
-        if isinstance(balance, Exception):
-            raise balance
-        return balance
-
-    provider.answers = [exhausted()]
-    tool = make(balance_probe=probe)
-    with use_context(ACME):
-        assert not tool("1")
-        assert [bool(tool("2")), bool(tool("2"))] == [False, False]
-        assert len(asked) == 1
-        clock.advance(timedelta(minutes=1))
-        assert not tool("3")
-        clock.advance(timedelta(minutes=1))
-        assert tool("4")
-    assert (provider.calls, len(asked), open_breakers(ledger)) == (["1", "4"], 3, ())
-
-
-def test_an_operator_opens_the_way_again(
-    make: Callable[..., Tool], ledger: SyncCreditService, provider: FakeProvider, database_url: str, clock: FakeClock
-) -> None:
-    """Topped up: the next call reaches the provider, without waiting for the probe; the async face can do it too."""
-    provider.answers = [exhausted(), exhausted()]
-    tool = make()
-
-    async def close() -> list[bool]:
-        async with CreditService(database_url, clock=clock) as service:
-            assert len(await open_breakers(service)) == 1
-            return [await close_breaker(service, "fal"), await close_breaker(service, "fal")]
-
-    with use_context(ACME):
-        assert not tool("1")
-        assert close_breaker(ledger, "fal") is True
-        assert not tool("2")
-        assert asyncio.run(close()) == [True, False]
-        clock.advance(timedelta(seconds=1))
-        assert tool("3")
-    assert provider.calls == ["1", "2", "3"]
-
-
-def test_an_account_of_its_own_has_a_breaker_of_its_own(make: Callable[..., Tool], provider: FakeProvider) -> None:
-    """One empty account does not stop the other."""
-    provider.answers = [exhausted()]
-    with use_context(ACME):
-        assert not make(account="first")("a cat")
-        assert make(account="second")("a cat")
-        assert not make(account="first")("a cat")
-    assert len(provider.calls) == 2
-
-
-def test_when_the_ledger_is_away_the_provider_is_not_called(
-    make: Callable[..., Tool], ledger: SyncCreditService, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the call it fails closed; after it, the caller keeps the result."""
-
-    def away(*args: object, **kwargs: object) -> None:
-        raise StoreUnavailableError
-
-    with monkeypatch.context() as patch, use_context(ACME):
-        patch.setattr(core_of(ledger).runner, "read", away)
-        with pytest.raises(StoreUnavailableError):
-            make()("a cat")
-    assert provider.calls == []
-    provider.answers = [exhausted()]
-    with monkeypatch.context() as patch, use_context(ACME):
-        patch.setattr(core_of(ledger).runner, "write", away)
-        assert make()("a cat").reason == "provider_exhausted"
-    assert spent(ledger) == 0
-
-
 # -- plans, errors, fallbacks --------------------------------------------------------------------------------------
 
 
@@ -574,174 +310,3 @@ def test_a_fallback_may_give_something_else(make: Callable[..., Tool], provider:
             assert make(on_exhausted=lambda plan: plan.reason)("a cat") == "provider_exhausted"
             assert make(account="second", on_exhausted=lambda plan: None)("a cat") is None
     assert len(provider.calls) == 2
-
-
-# -- what can be a media tool --------------------------------------------------------------------------------------
-
-
-def test_generators_are_refused(ledger: SyncCreditService) -> None:
-    """They are charged by what they return, and return nothing."""
-
-    def generator(prompt: str) -> Iterator[int]:
-        yield 1
-
-    async def async_generator(prompt: str) -> AsyncIterator[int]:
-        yield 1
-
-    class Client:
-        def convert(self, prompt: str) -> Iterator[int]:
-            yield 1
-
-    for function in (generator, async_generator, functools.partial(generator), Client().convert):
-        with pytest.raises(ConfigurationError, match=r"generator|pieces"):
-            wrap(function, "generate_image", agent_type="ImageAgent", provider="fal")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"provider": ""},
-        {"threshold": -1},
-        {"threshold": float("nan")},
-        {"confirm": print},
-        {"threshold": 1, "confirm": "yes"},
-        {"enhance": "better"},
-        {"balance_probe": 5},
-        {"account": KEY},
-        {"on_exhausted": "stop"},
-        {"agent_type": None},
-        {"actual": 5},
-        {"prompt": ""},
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused_at_once(options: dict[str, Any], provider: FakeProvider) -> None:
-    """Not at the first call."""
-    with pytest.raises((ConfigurationError, ValueError)):
-        wrap(provider.generate, "generate_image", **({"agent_type": "ImageAgent", "provider": "fal"} | options))
-
-
-def test_async_helpers_of_plain_functions_are_refused(provider: FakeProvider) -> None:
-    """Nobody would wait for them."""
-
-    async def helper(*args: object) -> bool:
-        return True
-
-    for options in ({"threshold": 1, "confirm": helper}, {"enhance": helper}, {"balance_probe": helper}):
-        with pytest.raises(ConfigurationError, match="async"):
-            wrap(provider.generate, "generate_image", agent_type="ImageAgent", provider="fal", **options)
-
-
-def test_a_wrapped_method_keeps_its_signature_and_finds_its_prompt(
-    ledger: SyncCreditService, provider: FakeProvider
-) -> None:
-    """Positional, by name, or inside an argument as clients of fal and Replicate take it."""
-
-    def subscribe(application: str, arguments: dict[str, object]) -> object:
-        return provider.generate(str(arguments["prompt"]))
-
-    options: dict[str, Any] = {"agent_type": "ImageAgent", "provider": "fal", "service": ledger}
-    generate = wrap(provider.generate, "generate_image", **options)
-    assert inspect.signature(generate) == inspect.signature(provider.generate)
-    assert generate.__name__ == "generate"
-    with use_context(RequestContext("acme", dry_run=True)):
-        plans = [
-            generate("a cat"),
-            generate(prompt="a cat"),
-            wrap(subscribe, "generate_image", **options)("fal-ai/flux", arguments={"prompt": "a cat"}),
-        ]
-    assert [plan.prompt for plan in plans] == ["a cat"] * 3  # type: ignore[attr-defined]
-
-
-def test_a_plain_function_that_gives_a_coroutine_is_not_charged(ledger: SyncCreditService) -> None:
-    """It has not run yet: charging it would be charging for nothing."""
-
-    async def later() -> str:
-        return "done"
-
-    tool = wrap(lambda prompt: later(), "generate_image", agent_type="ImageAgent", provider="fal", service=ledger)
-    with use_context(ACME), pytest.raises(ConfigurationError, match="awaitable"):
-        tool("a cat")
-    assert spent(ledger) == 0
-
-
-def test_an_unpriced_tool_does_not_run(provider: FakeProvider, ledger: SyncCreditService) -> None:
-    """As everywhere."""
-    tool = wrap(provider.generate, "unheard_of", agent_type="ImageAgent", provider="fal", service=ledger)
-    with use_context(ACME), pytest.raises(UnpricedActionError):
-        tool("a cat")
-    assert provider.calls == []
-
-
-def test_methods_and_the_async_face_work(database_url: str, provider: FakeProvider) -> None:
-    """agent_type from the class; charged through the coroutine service."""
-
-    class ImageAgent:
-        @media_tool("generate_image", provider="fal")
-        async def generate(self, prompt: str) -> object:
-            return provider.generate(prompt)
-
-    async def main() -> tuple[object, Decimal]:
-        async with CreditService(database_url) as service:
-            await service.grant_credits("acme", 100)
-            await service.set_cost("ImageAgent", "generate_image", PRICE)
-            tool = media_tool("generate_image", provider="fal", service=service)(ImageAgent.generate.__wrapped__)  # type: ignore[attr-defined]
-            with use_context(ACME):
-                result = await tool(ImageAgent(), "a cat")
-            return result, (await service.get_balance("acme")).spent
-
-    assert asyncio.run(main()) == ({"url": "https://files/1.png"}, PRICE)
-
-
-def test_a_charge_policy_is_read_strictly() -> None:
-    """The caller's entries come first; what is not understood is refused with its place."""
-    policy = load_charge_policy({"charges": [{"provider": "runway", "charged": False, "rule": "runway.safety"}]})
-    assert policy.rules[0].charged is False
-    assert all(rule.source and rule.as_of for rule in load_charge_policy().rules)
-    for entry in (
-        {"provider": "fal"},
-        {"charged": True},
-        {"provider": "fal", "charged": 1},
-        {"provider": "fal", "charged": True, "if": 1},
-        5,
-    ):
-        with pytest.raises(ConfigurationError, match="entry 1"):
-            load_charge_policy({"charges": [entry]})
-
-
-def test_consume_credits_is_as_it_was(ledger: SyncCreditService) -> None:
-    """The hook in the machinery changes nothing for others: results, None and errors pass through."""
-
-    @consume_credits("ImageAgent", "generate_image", service=ledger)
-    def nothing(fail: bool = False) -> None:
-        if fail:
-            raise exhausted()
-
-    with use_context(ACME):
-        assert nothing() is None  # type: ignore[func-returns-value]
-        with pytest.raises(FakeProviderError):
-            nothing(fail=True)
-    assert (spent(ledger), open_breakers(ledger)) == (PRICE, ())
-
-
-def test_the_settings_rules_are_asked_first(database_url: str, tmp_path: Any) -> None:
-    """An operator's own words for an empty account, from the file that the setting names."""
-    rules = tmp_path / "ours.toml"
-    rules.write_text(
-        '[[rules]]\nid = "house-empty"\ncategory = "credits_exhausted"\ntext = ["cupboard is bare"]\n', encoding="utf-8"
-    )
-    asked: list[str] = []
-    with SyncCreditService(database_url, settings=Settings(fault_rules=rules)) as service:
-        service.grant_credits("acme", 100)
-
-        @media_tool("draw", agent_type="Painter", provider="house", estimate=PRICE, service=service)
-        def draw(prompt: str) -> str:
-            asked.append(prompt)
-            raise FakeProviderError(400, {"detail": "The cupboard is bare."})
-
-        with use_context(ACME):
-            plans = [draw("a"), draw("b")]
-        assert [plan.reason for plan in plans if isinstance(plan, MediaPlan)] == ["provider_exhausted"] * 2
-        assert asked == ["a"]
-        assert service.get_balance("acme").available == 100
-        (opened,) = open_breakers(service)
-        assert opened.rule == "house-empty"

@@ -19,6 +19,10 @@ WARM = 2  # after the first, every statement is prepared, and it is known whethe
 
 
 async def _charge(service: CreditService, many: int) -> None:
+    """At once. A poster that still ends the batch before would take the first of them alone, so it is waited for."""
+    lanes = service._core.runner._lanes
+    while lanes._idle < len(lanes._threads) or not lanes._calls.empty():  # noqa: ASYNC110  # another thread
+        await asyncio.sleep(0.001)
     await asyncio.gather(
         *(
             service.consume_credits(organization_id="acme", amount=1, department_id="sales", idempotency_key=None)

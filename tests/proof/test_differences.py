@@ -19,7 +19,7 @@ from tests.proof.conftest import Record
 from tests.proof.naive_races import FloatAmounts, NoKeys, SelectThenUpdateSettlement
 from tests.proof.racing import kind_of
 from tests.property import storm
-from tests.property.machine import START
+from tests.property.side_by_side import START
 
 STEPS = {"sqlite": {"long": 500_000, "short": 20_000}, "postgresql": {"long": 50_000, "short": 2_000}}
 PROCESSES = min(4, os.cpu_count() or 1)

@@ -20,7 +20,8 @@ from agentcredits.service import SyncCreditService
 from agentcredits.settings import Settings
 from agentcredits.testing import FakeClock
 from tests.property.comparing import same
-from tests.property.machine import START, Call, LedgerMachine
+from tests.property.machine import LedgerMachine
+from tests.property.side_by_side import START, Call
 from tests.property.steps import grant_micros, oddities, times, works
 
 EPISODE = 50

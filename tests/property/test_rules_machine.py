@@ -6,8 +6,8 @@ import pytest
 
 from agentcredits.testing import FakeClock
 from tests.property import storm
-from tests.property.machine import START
 from tests.property.memory import MemoryService
+from tests.property.side_by_side import START
 
 
 @pytest.mark.parametrize("seed", range(4))

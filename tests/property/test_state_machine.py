@@ -15,7 +15,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from agentcredits.service import SyncCreditService
 from agentcredits.settings import Settings
 from agentcredits.testing import FakeClock
-from tests.property.machine import START, LedgerMachine
+from tests.property.machine import LedgerMachine
+from tests.property.side_by_side import START
 
 
 def test_the_service_does_what_the_reference_model_does(

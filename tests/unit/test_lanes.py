@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import IntegrityError
 
 from agentcredits import CreditService, StoreError, StoreUnavailableError, SyncCreditService
 from agentcredits.model import ReservationState
@@ -467,21 +466,3 @@ def test_what_a_loop_left_behind_is_booked_at_the_end() -> None:
         loop.close()
     assert forgotten.answer is not None
     assert books.batches == [[OTHER]]
-
-
-def test_operations_posted_apart_know_what_was_tried_before(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch whose COMMIT may have arrived, and whose next try fails for one operation's fault: keys are looked up."""
-    made = runner.Runner(create_engine(sqlite_url), owns_engine=True, clock=None, limits=runner.Limits())
-    seen: list[tuple[int, bool, bool]] = []
-
-    def transact(operations: Sequence[Operation], attempts: Any) -> list[Outcome]:
-        seen.append((len(operations), attempts.fresh, attempts.ambiguous))
-        if len(operations) > 1:
-            attempts.fresh, attempts.ambiguous = False, True
-            raise IntegrityError("INSERT", None, Exception("one of them is wrong"))
-        return [Outcome()]
-
-    monkeypatch.setattr(made, "_transact", transact)
-    made._post_batch([Expire(organization_id="acme")] * 2)
-    made.close()
-    assert seen == [(2, True, False), (1, False, True), (1, False, True)]

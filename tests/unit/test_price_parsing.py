@@ -258,7 +258,7 @@ def test_a_price_in_credits_has_no_rate(rule: dict[str, Any]) -> None:
     ids=lambda value: ascii(value)[:40],
 )
 def test_the_place_of_a_slip_is_named(document: Any, field: str, words: str) -> None:
-    """Beside the slips of test_price_rules: where the place and the sentence are less plain."""
+    """Beside the slips of test_price_slips: where the place and the sentence are less plain."""
     with pytest.raises(InvalidInputError) as caught:
         PriceRule(document)
     assert caught.value.reason == "bad_price_rule"

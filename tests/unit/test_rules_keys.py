@@ -19,7 +19,7 @@ from agentcredits.rules import keys
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import book_due
 from agentcredits.rules.posting import Outcome, decide
-from agentcredits.rules.state import AccountState, HoldState, Ledger, Row
+from agentcredits.rules.state import AccountState, HoldState, KeyState, Ledger, Row
 from agentcredits.service import arguments
 from agentcredits.testing import START as NOW
 
@@ -216,3 +216,47 @@ def test_other_kinds_of_calls_store_their_generated_keys() -> None:
     )
     assert keys.is_stored(refund)
     assert keys.record_id(dataclasses.replace(refund, key=generated_key(str(uuid.UUID(int=7))))) is None
+
+
+@pytest.mark.parametrize("kind", ["consume", "reserve"])
+def test_whether_anything_is_known_of_a_key(ledger: Ledger, kind: str) -> None:
+    """A stored key, or the record that a generated one names; of the same kind, whatever its payload."""
+    generated, named = spending(kind), spending(kind, key="mine")
+    for operation in (generated, named):
+        assert not keys.is_known(ledger, operation)
+        answered(ledger, operation)
+        assert keys.is_known(ledger, operation)
+        assert keys.is_known(ledger, spending(kind, key=operation.key, amount_micros=5))
+    other = "reserve" if kind == "consume" else "consume"
+    for key in (generated.key, "mine", None):
+        assert not keys.is_known(ledger, spending(other, key=key))
+    for key in ("other", generated_key("7"), generated_key(str(uuid.UUID(int=7))), None):
+        assert not keys.is_known(ledger, spending(kind, key=key))
+
+
+@pytest.mark.parametrize("kind", ["consume", "reserve"])
+def test_what_a_generated_key_stands_for(ledger: Ledger, kind: str) -> None:
+    """As if it had been stored when its record was made."""
+    first = spending(kind)
+    record = answered(ledger, first)
+    again = spending(kind, key=first.key)
+    assert keys.stored_answer(ledger, again) == KeyState(kind, first.key, first.fingerprint, first.id, NOW)
+    assert record.created_at == NOW
+    assert keys.stored_answer(ledger, spending(kind)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "organization", "explicit", "overage", "expected"),
+    [
+        ("consume", "acme", True, Overage.REJECT, "a9b27afc1f4dd26e798ff4bd03490934"),
+        ("consume", "acme", False, Overage.CAP, "cbf6447e72adfc5c843cb2cb4f5bebec"),
+        ("consume", "globex", True, Overage.REJECT, "33ca3eda677d9b3d5635a11525a74598"),
+        ("reserve", "acme", True, None, "b77be77915f166430519faa00f0bd325"),
+        ("reserve", "acme", False, None, "135f40242011b2ca554cc80e2ffab4a1"),
+    ],
+)
+def test_fingerprints_stay_as_they_are_stored(
+    kind: str, organization: str, explicit: bool, overage: Overage | None, expected: str
+) -> None:
+    """A key that an earlier version stored is compared with what this one makes of the same payload."""
+    assert arguments.fingerprint(kind, organization, 4, ABOUT, explicit, overage) == expected

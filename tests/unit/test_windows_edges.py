@@ -14,14 +14,9 @@ import pytest
 from agentcredits.errors import InvalidInputError
 from agentcredits.rules import windows
 from agentcredits.rules.windows import MAX_DURATION, MIN_DURATION, Window
+from tests.unit.instants import INSTANT, utc
 
-INSTANT = timedelta(microseconds=1)
 ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def utc(text: str) -> datetime:
-    """``"2026-03-29 01:00"`` in UTC."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 # -- the machine ---------------------------------------------------------------------------------------------------

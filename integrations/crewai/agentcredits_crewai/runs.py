@@ -73,10 +73,7 @@ class Run(RunLog):
 
     def settle_answered(self, agent: object, task: object) -> None:
         """An agent calls a tool: the LLM call that asked for it was answered (there is no POST_MODEL then)."""
-        calls = self.calls.open(lambda subject: subject.agent is agent and subject.task is task)
-        for call in calls:
-            if call.was_answered or len(calls) == 1:
-                self.calls.settle(call, answered=True)
+        self.calls.settle_asking(lambda subject: subject.agent is agent and subject.task is task)
 
     def settle_earlier(self, chosen: Callable[[Subject], bool], messages: int = 0) -> None:
         """Settle the open calls that match: charged if they were answered (a longer talk tells), else given back."""

@@ -47,9 +47,10 @@ class Server:
     def _serve(self, key: str, body: dict[str, Any]) -> tuple[Any, dict[str, int]]:
         with self._lock:
             self.requests += 1
-            found = self.answer(body)
-            if isinstance(found, int):
-                return found, {}
+        found = self.answer(body)
+        if isinstance(found, int):
+            return found, {}
+        with self._lock:
             prompt, completion = 100 + len(body["messages"]), 7
             count = self.served.setdefault(key, {"requests": 0, "tokens": 0})
             count["requests"] += 1

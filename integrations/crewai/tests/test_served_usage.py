@@ -236,6 +236,37 @@ def test_agents_at_once_in_a_flow(ledger: SyncCreditService, server: Server) -> 
     assert left(ledger) == 100 - server.requests
 
 
+def test_tools_settle_no_call_of_the_same_agent_elsewhere(ledger: SyncCreditService, server: Server) -> None:
+    """The same agent object, twice at work: one's answer asks for two tools while the other one's call goes wrong."""
+    asked, drawn = threading.Event(), threading.Event()
+
+    def answer(body: dict[str, Any]) -> Any:
+        if "goes wrong" in json.dumps(body["messages"]):
+            asked.set()
+            drawn.wait(20)
+            return 400
+        found = draws_once(body)
+        return found * 2 if isinstance(found, list) else found
+
+    server.answer = answer
+    who = agent(server.llm(), draw)
+
+    class Story(Flow[Any]):
+        @start()
+        async def write(self) -> Any:
+            wrong = asyncio.create_task(who.kickoff_async("goes wrong"))
+            await asyncio.to_thread(asked.wait, 20)
+            await who.kickoff_async("draw")
+            drawn.set()
+            with pytest.raises(Exception, match="broken"):
+                await wrong
+
+    with use_context(ACME):
+        paid(Story(), ledger, agent_type="Flow").kickoff()
+    assert booked(ledger) == {**server.served["acme"], "charges": 2}
+    assert left(ledger) == 98
+
+
 def test_an_answer_that_comes_after_its_run_failed(ledger: SyncCreditService, server: Server) -> None:
     """Another task's failure ended the run while the provider was still working: what was served is charged."""
     asked, ended = threading.Event(), threading.Event()
