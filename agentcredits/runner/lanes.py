@@ -4,6 +4,9 @@ Private poster threads do all the posting, so that no signal, time-out or debugg
 interrupt a batch between COMMIT and its answers. On PostgreSQL each account has a lane of its own, served first come
 first served by at most ``pool_size`` posters: one tenant's open transaction stops nobody else. SQLite, which has one
 writer anyway, has one lane. An idle runner posts at once; it never waits to fill a batch.
+
+Who is busy hands the answers of one batch out while the database works on the next one: earlier, the callers would
+take the interpreter from him just when he has something to send.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentcredits.rules.operations import Operation, Release, Reserve
@@ -31,8 +35,10 @@ logger = logging.getLogger("agentcredits")
 #: How long a process that writes without end leaves a SQLite file to others between two transactions.
 PAUSE_SECONDS = 0.0002
 
-PostBatch = Callable[[Sequence[Operation]], list[Answer]]
-"""Books a batch in one transaction with retries; never raises."""
+PostBatch = Callable[[Sequence[Operation], Callable[[], None]], list[Answer]]
+"""Books a batch in one transaction with retries; never raises. The second is done while the database works, if that
+takes long enough; it may be called at any time and more than once.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +46,22 @@ class _Lane:
     name: str
     waiting: deque[Pending] = field(default_factory=deque)
     busy: bool = False
+
+
+class _Answers:
+    """The answers of a batch (or of none), handed out once: by whoever calls this first."""
+
+    __slots__ = ("_hand_out",)
+
+    def __init__(self, *hand_out: Callable[[], None]) -> None:
+        self._hand_out = list(hand_out)
+
+    def __call__(self) -> None:
+        try:
+            hand_out = self._hand_out.pop()
+        except IndexError:
+            return
+        hand_out()
 
 
 class Lanes:
@@ -153,13 +175,16 @@ class Lanes:
                 self._idle -= 1
                 self._drain()
                 lane = self._next_lane()
+            answers = _Answers()
             while lane is not None:
                 with self._lock:
                     batch = [lane.waiting.popleft() for _ in range(min(len(lane.waiting), self._batch_size))]
-                self._post(batch)
-                if self._shared and lane.waiting:
-                    # The file has one writer at a time: leave a gap that another process can find.
-                    time.sleep(PAUSE_SECONDS)
+                answers = self._post(batch, answers)
+                if self._shared:
+                    answers()
+                    if lane.waiting:
+                        # The file has one writer at a time: leave a gap that another process can find.
+                        time.sleep(PAUSE_SECONDS)
                 with self._lock:
                     self._drain()
                     lane.busy = False
@@ -168,6 +193,7 @@ class Lanes:
                     elif self._lanes.get(lane.name) is lane:
                         del self._lanes[lane.name]
                     lane = self._next_lane()
+            answers()
             if not go_on:
                 return
 
@@ -199,7 +225,8 @@ class Lanes:
             self._calls.put(True)
         return lane
 
-    def _post(self, batch: list[Pending]) -> None:
+    def _post(self, batch: list[Pending], earlier: _Answers) -> _Answers:
+        """Post a batch, hand out earlier answers meanwhile, and return its own."""
         living: list[Pending] = []
         for pending in batch:
             if pending.abandoned and not pending.settlement:
@@ -208,13 +235,14 @@ class Lanes:
             pending.started = True
             living.append(pending)
         if not living:
-            return
+            return earlier
         try:
-            answers = self._post_batch([pending.operation for pending in living])
+            answers = self._post_batch([pending.operation for pending in living], earlier)
         except BaseException as error:  # a poster must answer whatever happens, or its callers wait for ever
             logger.exception("agentcredits: posting failed unexpectedly")
             answers = [error] * len(living)
-        self._answer(living, answers)
+        earlier()
+        return _Answers(partial(self._answer, living, answers))
 
     def _answer(self, pendings: list[Pending], answers: Sequence[Answer]) -> None:
         loops: dict[int, list[AsyncPending]] = {}
@@ -255,7 +283,7 @@ class Lanes:
             self._lanes.clear()
             self._ready.clear()
         for pending in leftovers:
-            self._post([pending])
+            self._post([pending], _Answers())()
 
 
 def release_of(operation: Operation, answer: Answer) -> Release | None:

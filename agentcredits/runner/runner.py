@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -230,8 +230,9 @@ class Runner:
             self._keeper.end_renewal(operation.reservation_id)
         return answer
 
-    def _post_batch(self, operations: Sequence[Operation]) -> list[Answer]:
-        return post_batch(self._transact, operations, self._limits.retry_seconds)
+    def _post_batch(self, operations: Sequence[Operation], meanwhile: Callable[[], None]) -> list[Answer]:
+        transact = partial(self._transact, meanwhile=meanwhile)
+        return post_batch(transact, operations, self._limits.retry_seconds)
 
     def _ensure_ready(self) -> None:
         """Once per runner: an empty SQLite database gets its schema, any other must have the right one.
@@ -252,19 +253,24 @@ class Runner:
                     self._row_security = tenancy.is_active(connection)
                 self._ready = True
 
-    def _transact(self, operations: Sequence[Operation], attempts: Attempts) -> list[Outcome]:
+    def _transact(
+        self, operations: Sequence[Operation], attempts: Attempts, meanwhile: Callable[[], None]
+    ) -> list[Outcome]:
         self._ensure_ready()
         fresh, attempts.fresh = attempts.fresh, False
         with self._gate, self._exclusive():
-            connection = self._spare.take()
+            connection = self._spare.take(before_connecting=meanwhile)
+            post = partial(self._post_and_commit, connection, fresh=fresh, attempts=attempts, meanwhile=meanwhile)
             try:
-                outcomes = self._post_and_commit(connection, operations, fresh, attempts)
+                outcomes = post(operations)
                 # An account that slept for years is brought up to date in several transactions.
                 while late := [place for place, outcome in enumerate(outcomes) if outcome.undecided]:
-                    again = self._post_and_commit(connection, [operations[place] for place in late], fresh, attempts)
+                    again = post([operations[place] for place in late])
                     for place, outcome in zip(late, again, strict=True):
                         outcomes[place] = replace(outcome, unanswered=outcomes[place].unanswered + outcome.unanswered)
             except BaseException:
+                # To try again takes its time as well.
+                meanwhile()
                 connection.close()
                 self._spare.clear()
                 raise
@@ -272,9 +278,15 @@ class Runner:
             return outcomes
 
     def _post_and_commit(
-        self, connection: Connection, operations: Sequence[Operation], fresh: bool, attempts: Attempts
+        self,
+        connection: Connection,
+        operations: Sequence[Operation],
+        *,
+        fresh: bool,
+        attempts: Attempts,
+        meanwhile: Callable[[], None],
     ) -> list[Outcome]:
-        self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds)
+        self.dialect.begin_posting(connection, self._limits.lock_timeout_seconds, meanwhile)
         decided = decide_all(
             connection,
             operations,
@@ -422,7 +434,7 @@ class Runner:
         self._keeper.stop(STOP_SECONDS)
         self._lanes.stop(STOP_SECONDS)
         for operation in self.unsettled:
-            answer = self._post_batch([operation])[0]
+            answer = self._post_batch([operation], lambda: None)[0]
             if isinstance(answer, BaseException):
                 logger.error(
                     "agentcredits: reservation %s of organization %s could not be settled before the end: %s;"

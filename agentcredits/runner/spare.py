@@ -20,11 +20,12 @@ class Spare:
         self._most = most
         self._idle: list[Connection] = []
 
-    def take(self) -> Connection:
-        """A kept connection, or one out of the pool."""
+    def take(self, before_connecting: Callable[[], None] = lambda: None) -> Connection:
+        """A kept connection, or one out of the pool, which may take long."""
         try:
             return self._idle.pop()
         except IndexError:
+            before_connecting()
             return self._connect()
 
     def give(self, connection: Connection) -> None:

@@ -65,6 +65,21 @@ def _activity(
 _same_activity = lru_cache(maxsize=4096)(_activity)
 
 
+def _given_scopes(project_id: object, department_id: object, user_id: object, known: Scopes) -> Scopes:
+    return Scopes(
+        project_id=optional_scope_id(project_id, name="project_id") or known.project_id,
+        department_id=optional_scope_id(department_id, name="department_id") or known.department_id,
+        user_id=optional_scope_id(user_id, name="user_id") or known.user_id,
+        run_id=known.run_id,
+        request_id=known.request_id,
+        run_max_micros=known.run_max_micros,
+    )
+
+
+_same_scopes = lru_cache(maxsize=4096)(_given_scopes)
+_PLAIN: Final = (str, type(None))
+
+
 class Doors:
     """What both public faces, the decorators and the adapters use.
 
@@ -264,14 +279,11 @@ class Doors:
         known = context.scopes if context is not None and context.organization_id == owner else _NO_SCOPES
         if project_id is None and department_id is None and user_id is None:
             return known
-        return Scopes(
-            project_id=optional_scope_id(project_id, name="project_id") or known.project_id,
-            department_id=optional_scope_id(department_id, name="department_id") or known.department_id,
-            user_id=optional_scope_id(user_id, name="user_id") or known.user_id,
-            run_id=known.run_id,
-            request_id=known.request_id,
-            run_max_micros=known.run_max_micros,
-        )
+        plain = type(project_id) in _PLAIN and type(department_id) in _PLAIN and type(user_id) in _PLAIN
+        if plain and known.request_id is known.run_id is None:
+            # As with activities.
+            return _same_scopes(project_id, department_id, user_id, known)
+        return _given_scopes(project_id, department_id, user_id, known)
 
     @staticmethod
     def _with_context(owner: str, metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -33,6 +33,9 @@ logger = logging.getLogger("agentcredits")
 #: Prices in one import at most.
 MAX_ENTRIES: Final = 10_000
 
+#: Quantities of one action whose prices are kept ready.
+MAX_QUANTITIES: Final = 100
+
 #: Prices that were already warned about: whose, of what, of which day.
 _warned_old: set[tuple[str, str, str, date]] = set()
 
@@ -243,7 +246,12 @@ class Prices(Doors):
         """
         if dimensions is not None or not (type(agent_type) is type(action) is str) or self.mode == "off":
             return None
-        known = self._prices.fresh((organization_id, agent_type, action), self.clock)
+        place = (organization_id, agent_type, action)
+        count = quantity if self.clock is None and type(quantity) is int else None
+        steady = None if count is None else self._prices.steady(place)
+        if steady is not None and count in steady:
+            return steady[count]
+        known = self._prices.fresh(place, self.clock)
         if known is None:
             return None
         rows, now = known
@@ -254,6 +262,8 @@ class Prices(Doors):
             return None
         if row is not None:
             self._warn_if_old(row, price, now)
+        if steady is not None and count is not None and len(steady) < MAX_QUANTITIES:
+            steady[count] = price
         return price
 
     def amount_for(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -221,6 +221,11 @@ def make_engine(url: URL, *, pool_size: int, lock_timeout_seconds: float, sqlite
     def _allow_preparing(_connection: object, record: ConnectionPoolEntry) -> None:
         record.info[KNOWN] = Known()
 
+    @event.listens_for(engine, "before_cursor_execute")
+    def _catch_up(connection: Connection, *_: object) -> None:
+        if known := connection.info.get(KNOWN):
+            known.catch_up()
+
     return engine
 
 
@@ -252,8 +257,9 @@ class StoreDialect:
         """Begin an own write transaction that waits at most ``timeout_seconds`` for a lock."""
         raise ConfigurationError(f"{type(self).__name__} cannot write")
 
-    def begin_posting(self, connection: Connection, timeout_seconds: float) -> None:
-        """Begin the transaction of a posting."""
+    def begin_posting(self, connection: Connection, timeout_seconds: float, meanwhile: Callable[[], None]) -> None:
+        """Begin the transaction of a posting; ``meanwhile`` can be done while the database works, or at once."""
+        meanwhile()
         self.begin_write(connection, timeout_seconds)
 
     def begin_read(self, connection: Connection) -> None:

@@ -24,6 +24,10 @@ from psycopg.errors import error_from_result
 #: Statements that one connection keeps prepared; further ones are parsed each time.
 MAX_PREPARED: Final = 64
 
+#: How long statements are waited for before anything else is done: longer than it takes to read an account that nobody
+#: has locked.
+PATIENCE_MS: Final = 2
+
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 _GOOD: Final = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
@@ -54,10 +58,23 @@ COMMIT: Final = Statement(b"COMMIT")
 
 @dataclass(slots=True)
 class Known:
-    """What is remembered of one connection: the names of what is prepared on it, and how rows are read."""
+    """What is remembered of one connection.
+
+    Attributes:
+        prepared: The names of what is prepared on it.
+        readers: How the rows of a statement are read.
+        meanwhile: What whoever uses it can do while the server works.
+    """
 
     prepared: set[bytes] = field(default_factory=set)
     readers: dict[bytes, Any] = field(default_factory=dict)
+    meanwhile: Callable[[], None] | None = None
+
+    def catch_up(self) -> None:
+        """Do now what can be done meanwhile."""
+        work, self.meanwhile = self.meanwhile, None
+        if work is not None:
+            work()
 
 
 def begin(raw: Any) -> tuple[Statement, ...]:
@@ -106,7 +123,8 @@ def run(raw: Any, known: Known | None, *statements: tuple[Statement, Mapping[str
                 pgconn.send_prepare(statement.name, statement.sql)
             pgconn.send_query_prepared(statement.name, values)
         pgconn.pipeline_sync()
-        results = _results(pgconn)
+        # COMMIT always takes its time.
+        results = _results(pgconn, known, 0 if statements[-1][0] is COMMIT else PATIENCE_MS)
         pgconn.exit_pipeline_mode()
     except BaseException:
         # In mid-pipeline nothing is known of the connection any more.
@@ -134,8 +152,11 @@ def _failure(result: Any) -> Any:
     return None if result.status in _GOOD else result
 
 
-def _results(pgconn: Any) -> list[Any]:
-    """Send what is queued and read up to the end of the pipeline; the results without the ends between them."""
+def _results(pgconn: Any, known: Known | None, patience_ms: int) -> list[Any]:
+    """Send what is queued and read up to the end of the pipeline; the results without the ends between them.
+
+    What can be done meanwhile is done when nothing has come after ``patience_ms``.
+    """
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)
     if pgconn.flush():
@@ -144,6 +165,8 @@ def _results(pgconn: Any) -> list[Any]:
     try:
         while True:
             while pgconn.is_busy():
+                if known is not None and known.meanwhile is not None and not poll.poll(patience_ms):
+                    known.catch_up()
                 poll.poll()
                 pgconn.consume_input()
             result = pgconn.get_result()

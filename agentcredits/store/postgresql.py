@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -60,8 +60,12 @@ class PostgreSQLDialect(StoreDialect):
         """Own transactions never wait longer than the time-out for a lock."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(timeout_seconds * 1000)}")
 
-    def begin_posting(self, connection: Connection, timeout_seconds: float) -> None:
+    def begin_posting(self, connection: Connection, timeout_seconds: float, meanwhile: Callable[[], None]) -> None:
         """Nothing to send: the statement that locks the account begins, and also sets how long it waits."""
+        if known := connection.info.get(KNOWN):
+            known.meanwhile = meanwhile
+        else:
+            meanwhile()
         if connection.connection.dbapi_connection.autocommit:  # type: ignore[union-attr]  # psycopg's
             raise ConfigurationError(
                 "the engine is in autocommit mode: locks would not last. Create it without isolation_level=AUTOCOMMIT."

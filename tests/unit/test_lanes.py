@@ -44,7 +44,7 @@ class Books:
     most_threads: int = 0
     posting: threading.Event = field(default_factory=threading.Event)
 
-    def post(self, operations: Sequence[Operation]) -> list[Answer]:
+    def post(self, operations: Sequence[Operation], _meanwhile: Callable[[], None]) -> list[Answer]:
         names = [operation.organization_id for operation in operations]
         assert not self.under_way & set(names), "an account was posted twice at once"
         self.under_way |= set(names)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
-from agentcredits import CreditService
-from agentcredits.rules.pricing import CostRow
+from agentcredits import CreditService, InvalidAmountError
+from agentcredits.rules.pricing import CostRow, Price
 from agentcredits.service import price_book
 from agentcredits.service.price_book import PriceBook
 from agentcredits.store import prices
@@ -127,3 +128,66 @@ async def test_a_price_just_set_is_charged_although_an_older_reading_is_on_its_w
         charged.append(now.charged)
         assert (await before).charged in (cost - 1, cost)
     assert charged == list(range(6, 26))
+
+
+def test_a_price_that_stays_the_same_is_found_out_once(watch: Watch) -> None:
+    """As long as the short way answers; what is noted goes with the rows that it came from."""
+    book = PriceBook(1.0)
+    assert book.steady(PLACE) is None
+    book.put(PLACE, ROWS, THEN, watch.seconds, book.generation)
+    steady = book.steady(PLACE)
+    assert steady == {}
+    steady[3] = Price(15_000_000)
+    watch.seconds += 0.49
+    assert book.steady(PLACE) is steady
+    watch.seconds += 0.02
+    assert book.steady(PLACE) is None
+    book.put(PLACE, ROWS, THEN, watch.seconds, book.generation)
+    assert book.steady(PLACE) == {}
+    book.clear()
+    assert book.steady(PLACE) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "steady"),
+    [
+        ({"valid_from": THEN + timedelta(seconds=0.3)}, False),
+        ({"valid_from": THEN + timedelta(seconds=1)}, False),
+        ({"valid_from": THEN + timedelta(seconds=1.001)}, True),
+        ({"valid_until": THEN + timedelta(seconds=0.3)}, False),
+        ({"valid_until": THEN + timedelta(seconds=2)}, True),
+        ({"valid_until": THEN}, True),
+        ({"rule": {"kind": "table"}}, False),
+        ({"problem": "its times cannot be told"}, False),
+    ],
+)
+def test_a_price_that_may_change_meanwhile_is_found_out_each_time(
+    watch: Watch, row: dict[str, object], steady: bool
+) -> None:
+    """A row that begins or ends, a rule whose lines may, and one that refuses."""
+    book = PriceBook(1.0)
+    book.put(PLACE, (*ROWS, replace(ROWS[0], **row)), THEN, watch.seconds, book.generation)  # type: ignore[arg-type]
+    assert (book.steady(PLACE) is not None) is steady
+
+
+async def test_prices_that_are_kept_ready_are_those_of_the_table(database_url: str) -> None:
+    """Whatever the quantity, and whatever stands for it; a price that is set counts at once."""
+    async with CreditService(database_url) as service:
+        await service.grant_credits("acme", 100_000)
+
+        async def charge(quantity: object) -> Decimal:
+            row = await service.consume_credits(
+                organization_id="acme", agent_type="WriterAgent", action="write", quantity=quantity
+            )
+            return row.amount
+
+        await service.set_cost("WriterAgent", "write", "2.5")
+        for quantity, amount in ((1, "2.5"), (3, "7.5"), (Decimal("0.5"), "1.25"), (3, "7.5"), (1, "2.5")):
+            assert await charge(quantity) == -Decimal(amount)
+        for nonsense in (0, -1, True, "x", 10**30):
+            with pytest.raises(InvalidAmountError):
+                await charge(nonsense)
+        await service.set_cost("WriterAgent", "write", 4)
+        assert [await charge(quantity) for quantity in (1, 3)] == [-4, -12]
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*(charge(n) for n in range(1, 150))) == [-4 * n for n in range(1, 150)]
