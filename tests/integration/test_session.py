@@ -423,7 +423,7 @@ def test_a_session_on_a_database_without_the_schema_says_what_to_run(sqlite_app:
 # -- what is no session --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nonsense", [object(), "session", 5, [], Session, create_engine("sqlite://")], ids=repr)
+@pytest.mark.parametrize("nonsense", [NotImplemented, "session", 5, [], Session, create_engine("sqlite://")], ids=repr)
 async def test_what_is_no_session_is_refused_with_a_sentence(sqlite_url: str, nonsense: Any) -> None:
     """By both faces, and nothing is charged."""
     async with CreditService(sqlite_url) as service:

@@ -61,7 +61,7 @@ CHECKS: list[Callable[..., Any]] = [check_text, scope_id, record_id, optional_sc
         (True, None),
         (b"acme", None),
         (["acme"], None),
-        (object(), None),
+        (NotImplemented, None),
     ],
     ids=ascii,
 )
