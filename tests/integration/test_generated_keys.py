@@ -105,10 +105,10 @@ def cut_once(monkeypatch: pytest.MonkeyPatch, *, retried: bool) -> None:
     def broken() -> OperationalError:
         return OperationalError("COMMIT", None, psycopg.OperationalError("cut"), connection_invalidated=True)
 
-    def post_and_be_cut(self: Runner, connection: Connection, operations: Any, fresh: bool, attempts: Any) -> Any:
+    def post_and_be_cut(self: Runner, connection: Connection, operations: Any, *, attempts: Any, **others: Any) -> Any:
         if cut and not retried:
             raise broken()
-        outcomes = post(self, connection, operations, fresh, attempts)
+        outcomes = post(self, connection, operations, attempts=attempts, **others)
         if cut:
             return outcomes
         cut.append(True)
