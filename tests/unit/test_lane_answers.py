@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from agentcredits import CreditService, Settings, SyncCreditService
+from agentcredits import CreditService, Settings, SyncCreditService, Transaction
 from agentcredits.rules.operations import Expire, Operation
 from agentcredits.rules.posting import Outcome
 from agentcredits.runner.attempts import Attempts
@@ -226,7 +226,7 @@ def raw(postgresql_url: str) -> Iterator[psycopg.Connection[Any]]:
 def test_it_is_done_when_the_server_takes_longer_than_usual_and_before_a_commit_comes_back(
     raw: psycopg.Connection[Any],
 ) -> None:
-    """Once, and in the first few milliseconds."""
+    """Once, and long before the end."""
     after: list[float] = []
     known = libpq.Known()
 
@@ -234,11 +234,11 @@ def test_it_is_done_when_the_server_takes_longer_than_usual_and_before_a_commit_
         started = time.monotonic()
         known.meanwhile = lambda: after.append(time.monotonic() - started)
         libpq.run(raw, known, *((libpq.Statement(statement.encode()), {}) for statement in statements))
-        assert time.monotonic() - started > 0.5
+        assert time.monotonic() - started >= 1
 
-    run("BEGIN", "SELECT pg_sleep(0.5)")
+    run("BEGIN", "SELECT pg_sleep(1)")
     assert len(after) == 1
-    assert after[0] < 0.4
+    assert after[0] < 0.9
     assert known.meanwhile is None
     known.meanwhile = lambda: after.append(0)
     libpq.run(raw, known, (libpq.Statement(b"SELECT pg_sleep(0.001)"), {}), (libpq.COMMIT, {}))
@@ -263,32 +263,46 @@ def test_other_statements_of_the_same_posting_do_not_wait_with_it(postgresql_url
 async def test_nobody_waits_for_the_lock_that_the_next_batch_waits_for(postgresql_url: str) -> None:
     """The first charge is answered when it is booked, though the next one of the account cannot go on."""
     engine = create_engine(postgresql_url)
-    take = text("SELECT 1 FROM credit_accounts WHERE organization_id = 'acme' FOR UPDATE")
-
-    def wait_for_it(connection: Connection) -> None:
-        connection.execute(take)
-
     async with CreditService(postgresql_url, settings=Settings(lock_timeout_seconds=20)) as service:
         await service.grant_credits(ACME, 100)
-        with engine.connect() as holder, engine.connect() as next_in_line, engine.connect() as watcher:
 
-            async def in_line(number: int) -> None:
-                query = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-                while watcher.execute(query).scalar_one() < number:
-                    watcher.rollback()
-                    await asyncio.sleep(0.01)
-                watcher.rollback()
+        async def charge() -> Transaction:
+            return await service.consume_credits(organization_id=ACME, amount=1)
 
-            holder.execute(take)
-            first = asyncio.create_task(service.consume_credits(organization_id=ACME, amount=1))
-            await in_line(1)
-            second = asyncio.create_task(service.consume_credits(organization_id=ACME, amount=1))
-            waits = asyncio.create_task(asyncio.to_thread(wait_for_it, next_in_line))
-            await in_line(2)
-            holder.rollback()
-            assert (await asyncio.wait_for(first, 5)).balance_after == 99
-            await waits
-            assert not second.done()
-            next_in_line.rollback()
-            assert (await asyncio.wait_for(second, 5)).balance_after == 98
+        # The second charge may slip in before whoever stood in line wakes up.
+        was_held_up = False
+        for _ in range(20):
+            was_held_up = await _hold_up_the_second(engine, charge)
+            if was_held_up:
+                break
+        assert was_held_up
     engine.dispose()
+
+
+async def _hold_up_the_second(engine: Engine, charge: Callable[[], Coroutine[Any, Any, Transaction]]) -> bool:
+    """Two charges, and between them somebody else who takes the account's lock and keeps it; whether that came off."""
+    take = text("SELECT 1 FROM credit_accounts WHERE organization_id = 'acme' FOR UPDATE")
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with engine.connect() as holder, engine.connect() as next_in_line, engine.connect() as watcher:
+
+        async def in_line(number: int) -> None:
+            while watcher.execute(waiting).scalar_one() < number:
+                watcher.rollback()
+                await asyncio.sleep(0.01)
+            watcher.rollback()
+
+        holder.execute(take)
+        first = asyncio.create_task(charge())
+        await in_line(1)
+        second = asyncio.create_task(charge())
+        waits = asyncio.create_task(asyncio.to_thread(next_in_line.execute, take))
+        await in_line(2)
+        holder.rollback()
+        await asyncio.wait_for(first, 10)
+        await waits
+        was_held_up = not second.done()
+        next_in_line.rollback()
+        await asyncio.wait_for(second, 10)
+    return was_held_up
