@@ -77,6 +77,12 @@ class Served:
         self.lanes.put(pending)
         return pending
 
+    def begin(self, posting: Posting) -> Pending:
+        """Put one whose batch begins at once."""
+        pending = self.put()
+        assert posting.begun.wait(5)
+        return pending
+
 
 @contextmanager
 def serving(postings: Postings, *, shared: bool = False) -> Iterator[Served]:
@@ -98,8 +104,7 @@ def test_answers_are_handed_out_while_the_next_batch_is_on_its_way() -> None:
     postings = Postings(2)
     one, two = postings.all
     with serving(postings) as served:
-        first = served.put()
-        assert one.begun.wait(5)
+        first = served.begin(one)
         second = served.put()
         one.finish()
         assert two.begun.wait(5)
@@ -119,8 +124,7 @@ def test_a_batch_that_has_no_time_for_them_hands_them_out_at_its_end() -> None:
     postings = Postings(2, works=False)
     one, two = postings.all
     with serving(postings) as served:
-        first = served.put()
-        assert one.begun.wait(5)
+        first = served.begin(one)
         second = served.put()
         one.finish()
         two.finish()
@@ -133,8 +137,7 @@ def test_answers_are_handed_out_at_once_when_nobody_waits() -> None:
     """Also where those who waited are gone."""
     postings = Postings(1)
     with serving(postings) as served:
-        first = served.put()
-        assert postings.all[0].begun.wait(5)
+        first = served.begin(postings.all[0])
         gone = served.put()
         assert gone.claim()
         postings.all[0].finish()
@@ -147,8 +150,7 @@ def test_a_shared_lane_hands_out_its_answers_before_it_leaves_the_file_to_others
     postings = Postings(2)
     one, two = postings.all
     with serving(postings, shared=True) as served:
-        first = served.put()
-        assert one.begun.wait(5)
+        first = served.begin(one)
         served.put()
         one.finish()
         assert has_answer(first)
@@ -167,8 +169,7 @@ def test_a_posting_that_breaks_hands_out_the_answers_before_it() -> None:
 
     postings = Breaks(1)
     with serving(postings) as served:
-        first = served.put()
-        assert postings.all[0].begun.wait(5)
+        first = served.begin(postings.all[0])
         second = served.put()
         postings.all[0].finish()
         assert has_answer(first)
