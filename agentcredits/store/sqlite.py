@@ -32,6 +32,9 @@ from agentcredits.store.dialects import (
 from agentcredits.store.limit_tables import credit_limit_usage, credit_limits
 from agentcredits.store.tables import credit_accounts, credit_reservations, credit_runs
 
+#: Rows of one INSERT at most: with all their columns not more parameters than any SQLite takes.
+MOST_ROWS: Final = 32
+
 
 class SQLiteDialect(StoreDialect):
     """SQLite: BEGIN IMMEDIATE for every write."""
@@ -120,8 +123,13 @@ class SQLiteDialect(StoreDialect):
                 # Most of a posting's times and quantities are the same.
                 known = {value: to_text(value) for value in set(stored[place]) if value is not None}
                 stored[place] = [known.get(value) for value in stored[place]]
-            rows = zip(*stored, strict=True)
-            run_raw(connection, _write_sql(entry.table, names, entry.keys, entry.adds), list(rows), many=True)
+            rows = list(zip(*stored, strict=True))
+            if entry.keys and not entry.adds:
+                run_raw(connection, _update_sql(entry.table, names, entry.keys), rows, many=True)
+                continue
+            for some in _portions(rows):
+                sql = _insert_sql(entry.table, names, entry.keys, entry.adds, len(some))
+                run_raw(connection, sql, tuple(chain.from_iterable(some)))
 
 
 def _begin_immediate(connection: Connection, raw: Any, timeout_seconds: float) -> None:
@@ -165,14 +173,30 @@ def run_raw(connection: Connection, sql: str, parameters: Sequence[Any], *, many
         ) from error
 
 
+def _portions(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """All rows, 32, 16, 8, 4, 2 or 1 at a time: few statements, and few different ones.
+
+    sqlite3 lets go of the interpreter for each row of ``executemany``, and every time the callers may take it.
+    """
+    place, size = 0, MOST_ROWS
+    while place < len(rows):
+        while size > len(rows) - place:
+            size //= 2
+        yield rows[place : place + size]
+        place += size
+
+
 # The names below come from the declared tables and never from a caller; values are parameters (S608).
 @lru_cache(maxsize=256)
-def _write_sql(table: Table, names: tuple[str, ...], keys: tuple[str, ...], adds: tuple[str, ...]) -> str:
-    if keys and not adds:
-        values = ", ".join(f"{name} = ?" for name in names if name not in keys)
-        return f"UPDATE {table.name} SET {values} WHERE {' AND '.join(f'{key} = ?' for key in keys)}"  # noqa: S608
-    places = ", ".join("?" * len(names))
-    insertion = f"INSERT INTO {table.name} AS t ({', '.join(names)}) VALUES ({places})"  # noqa: S608
+def _update_sql(table: Table, names: tuple[str, ...], keys: tuple[str, ...]) -> str:
+    values = ", ".join(f"{name} = ?" for name in names if name not in keys)
+    return f"UPDATE {table.name} SET {values} WHERE {' AND '.join(f'{key} = ?' for key in keys)}"  # noqa: S608
+
+
+@lru_cache(maxsize=256)
+def _insert_sql(table: Table, names: tuple[str, ...], keys: tuple[str, ...], adds: tuple[str, ...], count: int) -> str:
+    rows = ", ".join([f"({_marks(len(names))})"] * count)
+    insertion = f"INSERT INTO {table.name} AS t ({', '.join(names)}) VALUES {rows}"  # noqa: S608
     return insertion + on_conflict_add(keys, adds) if adds else insertion
 
 

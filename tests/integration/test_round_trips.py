@@ -14,6 +14,8 @@ from sqlalchemy import Engine, event
 
 from agentcredits import CreditService, SyncCreditService, Window
 from agentcredits.store.dialects import make_engine, normalise_url
+from agentcredits.store.sqlite import MOST_ROWS
+from agentcredits.store.tables import metadata
 
 WARM = 2  # after the first, every statement is prepared, and it is known whether the account has limits
 
@@ -89,23 +91,32 @@ async def test_a_posting_takes_two_round_trips_however_many_operations_it_books(
 
 
 async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_many(sqlite_url: str) -> None:
-    """One transaction, a statement for each table; only rows are added with the size of the batch."""
+    """One transaction, a statement for each table and up to 32 rows; every row arrives."""
     engine = make_engine(normalise_url(sqlite_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="FULL")
     seen: list[str] = []
     event.listen(engine, "connect", lambda connection, _record: connection.set_trace_callback(seen.append))
     async with CreditService(engine) as service:
         await service.grant_credits("acme", 100_000)
         await _charge(service, 1)
-        counts = []
-        for many in (1, 64):
+        kinds = []
+        for many, insertions in ((1, 1), (64, 2), (77, 5)):
             seen.clear()
             await _charge(service, many)
-            counts.append(list(dict.fromkeys(_kind(sql) for sql in seen if not sql.startswith("PRAGMA"))))
+            kinds.append(list(dict.fromkeys(_kind(sql) for sql in seen if not sql.startswith("PRAGMA"))))
             assert sum(sql.startswith("COMMIT") for sql in seen) == 1
-            assert sum(sql.startswith("INSERT INTO credit_transactions ") for sql in seen) == many
+            assert sum(sql.startswith("INSERT INTO credit_transactions ") for sql in seen) == insertions
+        assert (await service.get_balance("acme")).available == 100_000 - 1 - 1 - 64 - 77
+        report = await service.verify("acme")
     engine.dispose()
-    assert counts[0] == counts[1]
-    assert len(counts[0]) == 9, counts[0]
+    assert report.ok
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert len(kinds[0]) == 9, kinds[0]
+
+
+def test_no_insertion_has_more_parameters_than_any_sqlite_takes() -> None:
+    """999 before SQLite 3.32."""
+    widest = max(len(table.columns) for table in metadata.tables.values())
+    assert widest * MOST_ROWS <= 999
 
 
 def test_sqlite_is_told_once_not_to_wait_by_itself(sqlite_url: str) -> None:
