@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from tests.benchmarks.bare import CEILING, make_ceiling
 from tests.benchmarks.contestants import Contestant
 from tests.benchmarks.figures import Beside, Goal, Rounds, Row, Sample, middle
 from tests.benchmarks.hand_written import HandWritten, HandWrittenLimited
@@ -68,10 +69,10 @@ class Floor:
 def contestants(url: str) -> list[Contestant]:
     """Everybody but the floor, in the order of the table."""
     program = None if url.startswith("sqlite") else pgbench_program()
-    plain = (HandWritten, Ours, OursBlocking, OursPairs)
-    limited = (HandWrittenLimited, OursLimited, OursBlockingLimited, OursPairsLimited)
+    kinds = (HandWritten, Ours, OursBlocking, OursPairs, HandWrittenLimited, OursLimited)
     made: list[Contestant] = [] if program is None else [PgBench(url, program)]
-    return [*made, *[kind(url) for kind in (*plain, *limited)]]
+    made += [kind(url) for kind in kinds]
+    return [*made, make_ceiling(url), OursBlockingLimited(url), OursPairsLimited(url)]
 
 
 async def measure(url: str, turns: Turns) -> Rounds:
@@ -120,6 +121,8 @@ def _postgresql(rounds: Rounds) -> list[Row]:
             rounds.rate(full, (HandWrittenLimited.name, CROWD)),
             Goal(40),
         ),
+        Row(f"{_FULL}, {_MANY}, against {CEILING}", rounds.rate(full, (CEILING, CROWD))),
+        Row(f"{CEILING}, {_MANY}, against the {FLOOR}", rounds.rate((CEILING, CROWD))),
         Row(f"{_PLAIN}, {_MANY}, against the {FLOOR}", rounds.rate(plain), Goal(3)),
         Row(f"{_PLAIN}, {_MANY}, against the {HandWritten.name}", rounds.rate(plain, (HandWritten.name, CROWD))),
         Row(
@@ -156,6 +159,7 @@ def _sqlite(rounds: Rounds) -> list[Row]:
     hand, full = HandWrittenLimited.name, OursLimited.name
     return [
         Row(f"{_FULL}, {_MANY}, against the {hand}", rounds.rate((full, CROWD), (hand, CROWD)), _SQLITE_MANY),
+        Row(f"{_FULL}, {_MANY}, against {CEILING}", rounds.rate((full, CROWD), (CEILING, CROWD))),
         Row(
             f"{_PLAIN}, {_MANY}, against the {HandWritten.name}",
             rounds.rate((Ours.name, CROWD), (HandWritten.name, CROWD)),

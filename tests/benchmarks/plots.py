@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks import size
+from tests.benchmarks.bare import CEILING
 from tests.benchmarks.figures import Rounds
 from tests.benchmarks.hand_written import HandWrittenLimited
 from tests.benchmarks.hot_account import series
@@ -25,6 +26,7 @@ LEDGER_SIZE = "latency-by-ledger-size.png"
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F", "#000000"
 
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    CEILING: ("bare batches, nothing decided", {"color": PURPLE, "marker": "v", "linestyle": "-."}),
     OursLimited.name: ("agentcredits, full charge", {"color": BLUE, "marker": "o", "linewidth": 2.4}),
     OursPairsLimited.name: ("agentcredits, reserve + commit pairs", {"color": GREEN, "marker": "s"}),
     PGBENCH: ("minimal transaction, pgbench", {"color": BLACK, "marker": "^", "linestyle": ":"}),

@@ -7,12 +7,13 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import create_engine, func, select, text
 
 from agentcredits.service import SyncCreditService
 from agentcredits.store.dialects import normalise_url
 from tests.benchmarks import hot_account, ledgers, memory, plots, processes, run, size
-from tests.benchmarks.contestants import crowd
+from tests.benchmarks.bare import make_ceiling
+from tests.benchmarks.contestants import PLENTY, crowd
 from tests.benchmarks.figures import Beside, Goal, Rounds, Row, Sample, fairness, middle, rates_table
 from tests.benchmarks.hand_written import HandWrittenLimited, OrmEntry, OrmLimit
 from tests.benchmarks.hot_account import Turns
@@ -210,6 +211,22 @@ async def test_the_full_charge_and_the_hand_written_one_count_two_limits(databas
     engine.dispose()
     assert used == [ledger, ledger]
     assert ledger >= 2
+
+
+async def test_bare_batches_book_every_charge(database_url: str) -> None:
+    """The ceiling does at least this: no call is answered that is not in its ledger, its balance and its counters."""
+    player = make_ceiling(database_url)
+    await player.start()
+    found = await crowd(player.charge, 8, 0.01)
+    await player.stop()
+    engine = create_engine(normalise_url(database_url))
+    with engine.connect() as connection:
+        (balance,) = connection.scalars(text("SELECT balance FROM bare_accounts"))
+        used = connection.scalars(text("SELECT used FROM bare_limits")).all()
+        rows = connection.scalar(text("SELECT count(*) FROM bare_ledger"))
+    engine.dispose()
+    assert PLENTY - balance == rows == len(found.times) >= 8
+    assert used == [rows, rows]
 
 
 async def test_processes_charge_one_account_together(postgresql_url: str) -> None:
