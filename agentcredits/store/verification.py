@@ -65,7 +65,7 @@ def verify(connection: Connection, organization_id: str | None, progress: Progre
         problems += account.problems
     connection.rollback()
     if not tenancy.applies(connection):
-        # Under row security nobody sees them; foreign keys keep them out.
+        # Under row security a session sees one organization, and these belong to none that it could be told.
         problems += _strays(connection, organization_id)
     return VerifyReport(len(accounts), meter.rows_read, tuple(problems))
 
