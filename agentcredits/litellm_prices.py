@@ -229,6 +229,9 @@ def _tokens(model: Model, *, output: bool) -> list[Row]:
         rule["output"] = _per_million(made)
     if cached is not None and cached < paid:
         rule["cached_input"] = _per_million(cached)
+    created = _price(model, ["cache_creation_input_token_cost"], "token")
+    if created is not None and created != paid:
+        rule["cache_creation_input"] = _per_million(created)
     return [{"rule": rule}]
 
 

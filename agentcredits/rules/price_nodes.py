@@ -28,7 +28,10 @@ TOKENS_PER_PRICE: Final = 1_000_000
 
 INPUT_TOKENS: Final = "input_tokens"
 OUTPUT_TOKENS: Final = "output_tokens"
+#: Parts of the input: what the provider read from its cache, and what it wrote there.
 CACHED_TOKENS: Final = "cached_tokens"
+CACHE_CREATION_TOKENS: Final = "cache_creation_tokens"
+TOKEN_DIMENSIONS: Final = (INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, CACHE_CREATION_TOKENS)
 
 Rounding = Literal["up", "half_up", "down"]
 Money = tuple[Fraction, Unit]
@@ -209,12 +212,15 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Kind "tokens": prices per million input, output and cached tokens; cached ones are a part of the input."""
+    """Kind "tokens": prices per million input and output tokens, and per million of those parts of the input that the
+    provider read from its cache or wrote there.
+    """
 
     unit: Unit
     input: Fraction
     output: Fraction | None = None
     cached_input: Fraction | None = None
+    cache_creation_input: Fraction | None = None
     #: What is priced while no count is known yet (the hold before an LLM call).
     estimate: Mapping[str, Fraction] = field(default_factory=dict)
     credits_per_usd: Fraction | None = None
@@ -227,22 +233,15 @@ class Tokens:
     def price(self, case: Case) -> Money:
         """What one call costs."""
         counts = self._counts(case)
-        cached = counts[CACHED_TOKENS]
-        if cached > counts[INPUT_TOKENS]:
-            raise bad_dimension(
-                CACHED_TOKENS,
-                "bad_dimension",
-                f"dimension {CACHED_TOKENS} is {plain(cached)}, more than {INPUT_TOKENS}"
-                f" ({plain(counts[INPUT_TOKENS])}), of which cached tokens are a part",
-            )
+        _check_parts(counts)
         if counts[OUTPUT_TOKENS] and self.output is None:
             raise bad_dimension(OUTPUT_TOKENS, "unknown_dimension", "there is no price for output tokens")
-        cheaper = cached if self.cached_input is not None else Fraction(0)
-        pools = (
-            ("input", counts[INPUT_TOKENS] - cheaper, self.input),
-            ("cached input", cheaper, self.cached_input),
-            ("output", counts[OUTPUT_TOKENS], self.output),
+        parts = (
+            ("cached input", counts[CACHED_TOKENS], self.cached_input),
+            ("cache creation", counts[CACHE_CREATION_TOKENS], self.cache_creation_input),
         )
+        rest = counts[INPUT_TOKENS] - sum(count for _, count, amount in parts if amount is not None)
+        pools = (("input", rest, self.input), *parts, ("output", counts[OUTPUT_TOKENS], self.output))
         total = Fraction(0)
         for name, count, amount in pools:
             if count and amount is not None:
@@ -256,13 +255,12 @@ class Tokens:
         return converted(case, total, self.unit, self.credits_per_usd)
 
     def _counts(self, case: Case) -> dict[str, Fraction]:
-        names = (INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS)
-        if self.estimate and all(case.dimensions.get(name) is None for name in names):
+        if self.estimate and all(case.dimensions.get(name) is None for name in TOKEN_DIMENSIONS):
             case.step("no tokens are counted yet: the rule's estimate is used")
-            return {name: self.estimate.get(name, Fraction(0)) for name in names}
+            return {name: self.estimate.get(name, Fraction(0)) for name in TOKEN_DIMENSIONS}
         needed = {INPUT_TOKENS} if self.output is None else {INPUT_TOKENS, OUTPUT_TOKENS}
         counts = {}
-        for name in names:
+        for name in TOKEN_DIMENSIONS:
             if case.dimensions.get(name) is None and name not in needed:
                 counts[name] = Fraction(0)
                 continue
@@ -278,9 +276,30 @@ class Tokens:
             found["output"] = number_text(self.output)
         if self.cached_input is not None:
             found["cached_input"] = number_text(self.cached_input)
+        if self.cache_creation_input is not None:
+            found["cache_creation_input"] = number_text(self.cache_creation_input)
         if self.estimate:
             found["estimate"] = {name: number_text(count) for name, count in self.estimate.items()}
         return found | rate_field(self.credits_per_usd)
+
+
+def _check_parts(counts: Mapping[str, Fraction]) -> None:
+    """Cached tokens and those that were written to the cache are different parts of the input."""
+    whole, cached, created = (counts[name] for name in (INPUT_TOKENS, CACHED_TOKENS, CACHE_CREATION_TOKENS))
+    if cached > whole:
+        raise bad_dimension(
+            CACHED_TOKENS,
+            "bad_dimension",
+            f"dimension {CACHED_TOKENS} is {plain(cached)}, more than {INPUT_TOKENS} ({plain(whole)}), of which cached"
+            " tokens are a part",
+        )
+    if cached + created > whole:
+        raise bad_dimension(
+            CACHE_CREATION_TOKENS,
+            "bad_dimension",
+            f"dimension {CACHE_CREATION_TOKENS} is {plain(created)} and {CACHED_TOKENS} {plain(cached)}, together more"
+            f" than {INPUT_TOKENS} ({plain(whole)}), of which both are parts",
+        )
 
 
 @dataclass(frozen=True, slots=True)

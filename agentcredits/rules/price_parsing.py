@@ -14,9 +14,7 @@ from typing import Any, Final, NoReturn, cast
 from agentcredits.errors import InvalidInputError
 from agentcredits.ids import check_text
 from agentcredits.rules.price_nodes import (
-    CACHED_TOKENS,
-    INPUT_TOKENS,
-    OUTPUT_TOKENS,
+    TOKEN_DIMENSIONS,
     Band,
     CostPlus,
     Fixed,
@@ -255,7 +253,7 @@ def _tokens(reader: _Reader, _depth: int, usd_only: bool) -> Part:
     counts: dict[str, Fraction] = {}
     if reader.has("estimate"):
         estimate = _Reader(reader.take("estimate"), reader.place("estimate"))
-        for name in (INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS):
+        for name in TOKEN_DIMENSIONS:
             count = estimate.number_or_none(name)
             if count is not None and count.denominator != 1:
                 raise bad_rule(estimate.place(name), "it must be a whole number")
@@ -267,6 +265,7 @@ def _tokens(reader: _Reader, _depth: int, usd_only: bool) -> Part:
         reader.number("input"),
         reader.number_or_none("output"),
         reader.number_or_none("cached_input"),
+        reader.number_or_none("cache_creation_input"),
         counts,
         _rate(reader, usd_only, unit),
     )

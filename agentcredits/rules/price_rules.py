@@ -8,12 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from fractions import Fraction
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from agentcredits.amounts import Amount
 from agentcredits.errors import InvalidInputError
 from agentcredits.model import PriceStep
-from agentcredits.rules.price_nodes import CACHED_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, Case, Part, Rounding
+from agentcredits.rules.price_nodes import (
+    CACHE_CREATION_TOKENS,
+    CACHED_TOKENS,
+    INPUT_TOKENS,
+    OUTPUT_TOKENS,
+    Case,
+    Part,
+    Rounding,
+)
 from agentcredits.rules.price_parsing import VERSION, parse, parse_json
 from agentcredits.rules.price_tables import Table
 from agentcredits.rules.price_values import Unit, bad_rule, named
@@ -175,16 +183,21 @@ class PriceRule:
         input: Amount,
         output: Amount | None = None,
         cached_input: Amount | None = None,
+        cache_creation_input: Amount | None = None,
         currency: Literal["credits", "usd"] = "usd",
         credits_per_usd: Amount | None = None,
         estimate: Mapping[str, Amount] | None = None,
     ) -> Self:
-        """Prices per million tokens; the dimensions are ``input_tokens``, ``output_tokens`` and ``cached_tokens``.
+        """Prices per million tokens.
+
+        The dimensions are ``input_tokens``, ``output_tokens``, ``cached_tokens`` and ``cache_creation_tokens``.
 
         Args:
             input: For input tokens.
             output: For output tokens; None: the model has none.
             cached_input: For the part of the input that the provider read from its cache; ``input`` when None.
+            cache_creation_input: For the part of the input that the provider wrote to its cache (for which Anthropic
+                takes more than for the rest); ``input`` when None.
             currency: Of these prices.
             credits_per_usd: For prices in USD.
             estimate: Counts that are priced while none are given: what is held before an LLM call.
@@ -196,6 +209,7 @@ class PriceRule:
                 input=input,
                 output=output,
                 cached_input=cached_input,
+                cache_creation_input=cache_creation_input,
                 estimate=None if estimate is None else dict(estimate),
                 credits_per_usd=credits_per_usd,
             )
@@ -307,26 +321,42 @@ def usable(rule: PriceRule) -> PriceRule:
 def token_dimensions(usage: Mapping[str, Any]) -> dict[str, int]:
     """The dimensions of a "tokens" rule from an LLM call's usage, such as ``rate=`` of ``credited()`` gets.
 
-    Takes the names of CrewAI and OpenAI (``prompt_tokens``, ``completion_tokens``, ``cached_prompt_tokens``), and the
-    dimensions' own. Where a provider does not count cached tokens as a part of its input, they are added to it.
+    Takes the names of CrewAI and OpenAI (``prompt_tokens``, ``completion_tokens``, ``cached_prompt_tokens``,
+    ``cache_creation_tokens``), Anthropic's and the dimensions' own. Anthropic counts what it read from its cache and
+    what it wrote there apart from its input: they are added to it, and so they are wherever the input cannot have them.
+
+    Returns:
+        The three dimensions that every provider counts, and ``cache_creation_tokens`` where there are any.
 
     Raises:
         InvalidInputError: a count is no whole number that is at least 0.
     """
-    names = {
-        INPUT_TOKENS: "prompt_tokens",
-        OUTPUT_TOKENS: "completion_tokens",
-        CACHED_TOKENS: "cached_prompt_tokens",
-    }
-    found = {}
-    for dimension, usual in names.items():
-        count = next((usage[name] for name in (dimension, usual) if usage.get(name) is not None), 0)
-        if type(count) is not int or count < 0:
-            raise InvalidInputError(f"{usual} must be a whole number that is at least 0.", context={"parameter": usual})
-        found[dimension] = count
-    if found[CACHED_TOKENS] > found[INPUT_TOKENS]:
-        found[INPUT_TOKENS] += found[CACHED_TOKENS]
+    found = {dimension: _count(usage, dimension, *names) for dimension, names in _USAGE_NAMES.items()}
+    parts = found[CACHED_TOKENS] + found[CACHE_CREATION_TOKENS]
+    apart = "input_tokens" in usage and any(usage.get(name) is not None for name in _ANTHROPIC_NAMES)
+    if apart or parts > found[INPUT_TOKENS]:
+        found[INPUT_TOKENS] += parts
+    if not found[CACHE_CREATION_TOKENS]:
+        del found[CACHE_CREATION_TOKENS]
     return found
+
+
+_CACHE_READ, _CACHE_CREATION = _ANTHROPIC_NAMES = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_USAGE_NAMES: Final = {
+    INPUT_TOKENS: ("prompt_tokens",),
+    OUTPUT_TOKENS: ("completion_tokens",),
+    CACHED_TOKENS: ("cached_prompt_tokens", _CACHE_READ),
+    CACHE_CREATION_TOKENS: (_CACHE_CREATION,),
+}
+
+
+def _count(usage: Mapping[str, Any], *names: str) -> int:
+    """The first of these that is there; 0 where none is."""
+    name = next((name for name in names if usage.get(name) is not None), None)
+    count = 0 if name is None else usage[name]
+    if type(count) is not int or count < 0:
+        raise InvalidInputError(f"{name} must be a whole number that is at least 0.", context={"parameter": name})
+    return count
 
 
 def _as_json(part: Part) -> str:

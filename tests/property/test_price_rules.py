@@ -22,8 +22,8 @@ DIMENSIONS = ("model", "resolution", "duration")
 VALUES = st.sampled_from(["a", "A", "b", "1080P", 6, "6", 10])
 FIELDS = [
     "kind", "version", "credits", "usd", "per", "each", "dimension", "dimensions", "rows", "rule", "size", "bands",
-    "from", "up_to", "currency", "input", "output", "cached_input", "estimate", "credits_per_usd", "fee", "rounding",
-    "round_to", "valid_until", *DIMENSIONS,
+    "from", "up_to", "currency", "input", "output", "cached_input", "cache_creation_input", "estimate",
+    "credits_per_usd", "fee", "rounding", "round_to", "valid_until", *DIMENSIONS,
 ]  # fmt: skip
 KINDS = ["flat", "usd", "table", "step", "cost_plus", "tokens"]
 
@@ -42,11 +42,13 @@ STEPS = st.builds(
     lambda size, amount: {"kind": "step", "dimension": "duration", "size": size, "credits": amount}, NUMBERS, NUMBERS
 )
 TOKENS = st.builds(
-    lambda paid, made, cached: {
+    lambda paid, made, cached, created: {
         "kind": "tokens", "currency": "usd", "input": paid, "output": made, "cached_input": cached,
+        "cache_creation_input": created,
     },
     NUMBERS,
     NUMBERS,
+    optional(NUMBERS),
     optional(NUMBERS),
 )  # fmt: skip
 COST_PLUS = st.builds(
@@ -80,6 +82,7 @@ CALLS = st.fixed_dictionaries(
         "input_tokens": st.integers(-1, 10**7),
         "output_tokens": st.integers(0, 10**7),
         "cached_tokens": st.integers(0, 10**6),
+        "cache_creation_tokens": st.integers(0, 10**6),
     },
 )
 JSON = st.recursive(

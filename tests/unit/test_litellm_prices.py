@@ -61,6 +61,16 @@ def test_tokens_are_priced_per_million_under_both_names(read: Any) -> None:
     assert prices.skipped == ()
 
 
+def test_what_is_written_to_the_cache_has_its_price(read: Any) -> None:
+    """Anthropic's map entries; a price like that of other input is not repeated."""
+    caching = {**CHAT, "cache_creation_input_token_cost": 3.125e-06}
+    prices = read({"claude": caching, "as-input": {**CHAT, "cache_creation_input_token_cost": 2.5e-06}})
+    usage = {"input_tokens": 1200, "output_tokens": 0, "cached_tokens": 200, "cache_creation_tokens": 400}
+    assert cost(prices, "llm_call", model="claude", **usage) == 3  # 600 x 2.5 + 200 x 1.25 + 400 x 3.125
+    rows = rule(prices, "llm_call").document["rows"]
+    assert [row["rule"].get("cache_creation_input") for row in rows] == ["3.125", None]
+
+
 @pytest.mark.parametrize(
     ("key", "provider", "name"),
     [

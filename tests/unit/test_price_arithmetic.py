@@ -132,6 +132,42 @@ def test_each_pool_of_tokens_has_its_line() -> None:
     )
 
 
+CACHING = PriceRule.tokens(input=3, output=15, cached_input="0.3", cache_creation_input="3.75", credits_per_usd=1000)
+
+
+def test_what_was_written_to_the_cache_has_a_price_of_its_own() -> None:
+    """Anthropic's prices: a part of the input is read from the cache, another is written there."""
+    usage = {"input_tokens": 10_000, "output_tokens": 0, "cached_tokens": 6_000, "cache_creation_tokens": 3_000}
+    assert_priced(
+        CACHING,
+        usage,
+        "16.05",
+        "0.01605",
+        step("1,000 input tokens × 3 USD per million = 0.003 USD", "0.003", "usd"),
+        step("6,000 cached input tokens × 0.3 USD per million = 0.0018 USD", "0.0018", "usd"),
+        step("3,000 cache creation tokens × 3.75 USD per million = 0.01125 USD", "0.01125", "usd"),
+        step("0.01605 USD × 1,000 credits per USD = 16.05 credits", "16.05", "credits"),
+    )
+    plain = PriceRule.tokens(input=3, output=15, cached_input="0.3", credits_per_usd=1000)
+    assert plain.evaluate(usage, NOW).amount == Fraction(4_000 * 3 + 6_000 * Fraction(3, 10), 1_000), "as other input"
+
+
+@pytest.mark.parametrize(("cached", "created", "refused"), [(6, 4, None), (6, 5, True), (0, 11, True), (10, 0, None)])
+def test_the_parts_of_the_input_are_not_more_than_the_input(cached: int, created: int, refused: bool | None) -> None:
+    """Each token is a part of one pool."""
+    usage = {"input_tokens": 10, "output_tokens": 0, "cached_tokens": cached, "cache_creation_tokens": created}
+    if not refused:
+        assert CACHING.evaluate(usage, NOW).steps
+        return
+    with pytest.raises(UnpricedActionError) as caught:
+        CACHING.evaluate(usage, NOW)
+    assert caught.value.message == (
+        f"dimension cache_creation_tokens is {created} and cached_tokens {cached}, together more than input_tokens"
+        " (10), of which both are parts"
+    )
+    assert caught.value.context["dimension"] == "cache_creation_tokens"
+
+
 def test_a_model_without_output_needs_only_its_input() -> None:
     """Cached tokens are counted all the same; output tokens have no price."""
     embedding = PriceRule.tokens(input=2, cached_input=1, currency="credits")

@@ -33,7 +33,12 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
         ),
         (
             lambda: PriceRule.tokens(
-                input=1, output=2, cached_input="0.5", credits_per_usd=7, estimate={"input_tokens": 3}
+                input=1,
+                output=2,
+                cached_input="0.5",
+                cache_creation_input="1.25",
+                credits_per_usd=7,
+                estimate={"input_tokens": 3, "cache_creation_tokens": 2},
             ),
             {
                 "kind": "tokens",
@@ -41,7 +46,8 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
                 "input": "1",
                 "output": "2",
                 "cached_input": "0.5",
-                "estimate": {"input_tokens": "3"},
+                "cache_creation_input": "1.25",
+                "estimate": {"input_tokens": "3", "cache_creation_tokens": "2"},
                 "credits_per_usd": "7",
             },
         ),
@@ -181,7 +187,9 @@ def test_a_rule_in_dollars_is_not_usable_without_a_rate() -> None:
     [
         ({"prompt_tokens": -1}, "prompt_tokens"),
         ({"completion_tokens": 1.5}, "completion_tokens"),
-        ({"cached_tokens": True}, "cached_prompt_tokens"),
+        ({"cached_tokens": True}, "cached_tokens"),
+        ({"cached_prompt_tokens": "1"}, "cached_prompt_tokens"),
+        ({"cache_creation_input_tokens": -1}, "cache_creation_input_tokens"),
     ],
 )
 def test_a_count_that_is_none_is_named(usage: dict[str, Any], parameter: str) -> None:
@@ -195,3 +203,26 @@ def test_an_input_that_came_wholly_from_the_cache_is_counted_once() -> None:
     """Cached tokens are added only where the input cannot have them already."""
     assert token_dimensions({"prompt_tokens": 5, "cached_prompt_tokens": 5})["input_tokens"] == 5
     assert token_dimensions({"prompt_tokens": 5, "cached_prompt_tokens": 6})["input_tokens"] == 11
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        # CrewAI counts all parts in the input.
+        ({"prompt_tokens": 100, "cached_prompt_tokens": 60, "cache_creation_tokens": 30}, (100, 60, 30)),
+        # Anthropic counts none of them.
+        ({"input_tokens": 100, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 30}, (190, 60, 30)),
+        ({"input_tokens": 100, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 30}, (130, 0, 30)),
+        ({"input_tokens": 100, "cache_read_input_tokens": 60, "cache_creation_input_tokens": None}, (160, 60, None)),
+        # LiteLLM's usage has Anthropic's names beside an input with everything in it.
+        ({"prompt_tokens": 100, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 30}, (100, 60, 30)),
+        # The dimensions themselves.
+        ({"input_tokens": 100, "cached_tokens": 60, "cache_creation_tokens": 30}, (100, 60, 30)),
+        # An input that cannot have them already.
+        ({"prompt_tokens": 80, "cached_prompt_tokens": 60, "cache_creation_tokens": 30}, (170, 60, 30)),
+    ],
+)
+def test_every_token_of_the_input_is_counted_once(usage: dict[str, Any], counted: tuple[int | None, ...]) -> None:
+    """Whether a provider counts what it cached as a part of its input, or beside it."""
+    found = token_dimensions(usage)
+    assert tuple(map(found.get, ("input_tokens", "cached_tokens", "cache_creation_tokens"))) == counted
