@@ -321,9 +321,9 @@ def usable(rule: PriceRule) -> PriceRule:
 def token_dimensions(usage: Mapping[str, Any]) -> dict[str, int]:
     """The dimensions of a "tokens" rule from an LLM call's usage, such as ``rate=`` of ``credited()`` gets.
 
-    Takes the names of CrewAI and OpenAI (``prompt_tokens``, ``completion_tokens``, ``cached_prompt_tokens``,
-    ``cache_creation_tokens``), Anthropic's and the dimensions' own. Anthropic counts what it read from its cache and
-    what it wrote there apart from its input: they are added to it, and so they are wherever the input cannot have them.
+    Takes the names of CrewAI (``prompt_tokens``, ``completion_tokens``, ``cached_prompt_tokens``,
+    ``cache_creation_tokens``), OpenAI, Anthropic and the dimensions' own. Anthropic counts what it read from its cache
+    and what it wrote there beside its input: they are added to it, and so they are wherever it cannot have them.
 
     Returns:
         The three dimensions that every provider counts, and ``cache_creation_tokens`` where there are any.
@@ -331,7 +331,9 @@ def token_dimensions(usage: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         InvalidInputError: a count is no whole number that is at least 0.
     """
-    found = {dimension: _count(usage, dimension, *names) for dimension, names in _USAGE_NAMES.items()}
+    details: Mapping[str, Any] = next((usage[name] for name in _DETAILS if isinstance(usage.get(name), Mapping)), {})
+    known = {**usage, _IN_DETAILS: details.get("cached_tokens")}
+    found = {dimension: _count(known, dimension, *names) for dimension, names in _USAGE_NAMES.items()}
     parts = found[CACHED_TOKENS] + found[CACHE_CREATION_TOKENS]
     apart = "input_tokens" in usage and any(usage.get(name) is not None for name in _ANTHROPIC_NAMES)
     if apart or parts > found[INPUT_TOKENS]:
@@ -341,11 +343,14 @@ def token_dimensions(usage: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+#: Where OpenAI says how much of the input came from its cache (Chat Completions, Responses).
+_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
+_IN_DETAILS: Final = "prompt_tokens_details.cached_tokens"
 _CACHE_READ, _CACHE_CREATION = _ANTHROPIC_NAMES = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _USAGE_NAMES: Final = {
     INPUT_TOKENS: ("prompt_tokens",),
     OUTPUT_TOKENS: ("completion_tokens",),
-    CACHED_TOKENS: ("cached_prompt_tokens", _CACHE_READ),
+    CACHED_TOKENS: ("cached_prompt_tokens", _CACHE_READ, _IN_DETAILS),
     CACHE_CREATION_TOKENS: (_CACHE_CREATION,),
 }
 

@@ -190,6 +190,7 @@ def test_a_rule_in_dollars_is_not_usable_without_a_rate() -> None:
         ({"cached_tokens": True}, "cached_tokens"),
         ({"cached_prompt_tokens": "1"}, "cached_prompt_tokens"),
         ({"cache_creation_input_tokens": -1}, "cache_creation_input_tokens"),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": "2"}}, "prompt_tokens_details.cached_tokens"),
     ],
 )
 def test_a_count_that_is_none_is_named(usage: dict[str, Any], parameter: str) -> None:
@@ -216,6 +217,11 @@ def test_an_input_that_came_wholly_from_the_cache_is_counted_once() -> None:
         ({"input_tokens": 100, "cache_read_input_tokens": 60, "cache_creation_input_tokens": None}, (160, 60, None)),
         # LiteLLM's usage has Anthropic's names beside an input with everything in it.
         ({"prompt_tokens": 100, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 30}, (100, 60, 30)),
+        # OpenAI's two APIs.
+        ({"prompt_tokens": 100, "prompt_tokens_details": {"cached_tokens": 60, "audio_tokens": 0}}, (100, 60, None)),
+        ({"input_tokens": 100, "input_tokens_details": {"cached_tokens": 60}}, (100, 60, None)),
+        ({"prompt_tokens": 100, "prompt_tokens_details": None, "cached_tokens": 60}, (100, 60, None)),
+        ({"input_tokens": 9, "input_tokens_details": {"cached_tokens": 1}, "cached_prompt_tokens": 2}, (9, 2, None)),
         # The dimensions themselves.
         ({"input_tokens": 100, "cached_tokens": 60, "cache_creation_tokens": 30}, (100, 60, 30)),
         # An input that cannot have them already.
