@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks import classification, hot_account, memory, overheads, plots, processes, size
+from tests.benchmarks import classification, hot_account, machine, memory, overheads, plots, processes, size
 from tests.benchmarks.databases import POSTGRESQL, Databases, databases
 from tests.benchmarks.figures import HEAD, Rounds, Row, rates_table
 from tests.benchmarks.hot_account import Turns
@@ -82,6 +80,7 @@ class Report:
     rates: dict[str, Rounds] = field(default_factory=dict)
     sizes: dict[str, size.Sizes] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    machine: str = ""
     running: list[tuple[str, subprocess.Popen[str]]] = field(default_factory=list)
 
     def finish(self) -> None:
@@ -92,10 +91,7 @@ class Report:
 
     def text(self, plan: Plan) -> str:
         """All tables in Markdown."""
-        lines = [
-            f"Python {platform.python_version()}, {os.cpu_count()} cores, medians of {plan.turns.rounds} rounds."
-            " Compare ratios, not numbers."
-        ]
+        lines = [f"{self.machine} Medians of {plan.turns.rounds} rounds. Compare ratios, not numbers.".strip()]
         for database, rounds in self.rates.items():
             title = f"{database}, one hot account, charges per second (p50 ms)"
             lines += ["", *rates_table(title, FLOOR, rounds)]
@@ -160,12 +156,14 @@ PARTS: dict[str, Callable[[Databases, Plan, Report], None]] = {
 def measure(plan: Plan, parts: list[str]) -> Report:
     """Run the parts in their order, saying how long each took."""
     report = Report()
+    before = machine.ticks()
     with databases() as place:
         for name in (name for name in PARTS if name in parts):
             started = time.monotonic()
             PARTS[name](place, plan, report)
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         report.finish()
+        report.machine = machine.told(place.folder, machine.stolen(before, machine.ticks()))
     return report
 
 

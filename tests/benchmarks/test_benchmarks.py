@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from sqlalchemy import create_engine, func, select, text
 
 from agentcredits.service import SyncCreditService
 from agentcredits.store.dialects import normalise_url
-from tests.benchmarks import hot_account, ledgers, memory, plots, processes, run, size
+from tests.benchmarks import hot_account, ledgers, machine, memory, plots, processes, run, size
 from tests.benchmarks.bare import make_ceiling
 from tests.benchmarks.contestants import PLENTY, crowd
 from tests.benchmarks.figures import Beside, Goal, Rounds, Row, Sample, fairness, middle, rates_table
@@ -260,3 +261,21 @@ async def test_pictures_and_tables_are_made_of_what_was_measured(database_url: s
     for name in (plots.CONCURRENCY, plots.LEDGER_SIZE):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "| One: charge | " in report.text(run.QUICK)
+
+
+def test_the_machine_is_told(tmp_path: Path) -> None:
+    """The share of what was stolen is that of the time between two readings."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 0 10 70 0 0 0 10 99 99\ncpu0 1 1 1 1 1 1 1 1 0 0\n", encoding="ascii")
+    before = machine.ticks(stat)
+    stat.write_text("cpu  20 0 20 100 0 0 0 60 99 99\n", encoding="ascii")
+    assert before == machine.Ticks(whole=100, stolen=10)
+    assert machine.stolen(before, machine.ticks(stat)) == 0.5
+    assert machine.stolen(before, before) is None
+    assert machine.stolen(None, machine.ticks(tmp_path / "no stat")) is None
+    assert re.fullmatch(
+        r"Python \S+ \(a bare `await` takes \d+\.\d\d µs\), \d+ cores, of whose time other machines took 50%;"
+        r" 8 KiB are on the disk in \d+\.\d\d ms\.",
+        machine.told(tmp_path, 0.5),
+    )
+    assert "other machines" not in machine.told(tmp_path, None)
