@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from agentcredits.model import Denial, LimitCrossing, ReservationRecord, Transaction
+from agentcredits.model import Denial, LimitCrossing, OpenBreaker, ReservationRecord, Transaction
 
 logger = logging.getLogger("agentcredits")
 
@@ -25,6 +25,8 @@ EventName = Literal[
     "limit_crossed",
     "would_refuse",
     "unknown_expired",
+    "breaker_opened",
+    "breaker_closed",
 ]
 
 
@@ -38,6 +40,8 @@ class CreditEvent:
     ``limit_crossed``: a charge reached a soft limit or warn threshold for the first time in its window (``crossing``).
     ``would_refuse``: mode "observe" let pass what "enforce" would have refused (``denial``).
     ``unknown_expired``: a hold ran out before its provider's verdict came; its credits went back (``reservation``).
+    ``breaker_opened``: a media provider's account of yours cannot be used and is not asked for a while (``breaker``);
+    told again when a probe failed. ``breaker_closed``: it is asked again. These concern no organization: ``""``.
     """
 
     name: EventName
@@ -46,6 +50,7 @@ class CreditEvent:
     reservation: ReservationRecord | None = None
     crossing: LimitCrossing | None = None
     denial: Denial | None = None
+    breaker: OpenBreaker | None = None
 
 
 Hook = Callable[[CreditEvent], object]

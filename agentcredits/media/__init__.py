@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agentcredits.media.batch_prices import CostQuestion
     from agentcredits.media.batch_run import note_provider_reference
     from agentcredits.media.batch_start import Finding
-    from agentcredits.media.breaker import Breakers, OpenBreaker, breakers_of
+    from agentcredits.media.breaker import Breakers, breakers_of
     from agentcredits.media.faults import ProviderFault, classify_provider_error, find_provider_fault
     from agentcredits.media.jobs import MediaJob
     from agentcredits.media.manifest import MediaBatchInUseError, MediaBatchNotFoundError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agentcredits.media.tool import media_tool, wrap
     from agentcredits.media.unknown import Reconciled, reconcile, resolve_unknown
     from agentcredits.media.verdicts import ChargePolicy, Verdict, judge, load_charge_policy
+    from agentcredits.model import OpenBreaker
 
 __all__ = [
     "AssetGenerator",

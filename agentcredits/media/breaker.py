@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from agentcredits import hooks
 from agentcredits.errors import ConfigurationError
 from agentcredits.ids import check_text
 from agentcredits.media.faults import ProviderFault
 from agentcredits.media.redaction import redact
 from agentcredits.media.rules import FaultCategory, default_rules
+from agentcredits.model import OpenBreaker
 from agentcredits.rules.breaker import BreakerState, Finding, Pauses, may_probe
 from agentcredits.runner.steps import Read, Steps, Write
 from agentcredits.service.core import ServiceCore
@@ -35,31 +36,6 @@ _MOST_PLACES: Final = 10_000
 
 #: What will not pass by itself within moments: the same call fails again, whoever makes it.
 TERMINAL: Final = frozenset((FaultCategory.CREDITS_EXHAUSTED, FaultCategory.ACCOUNT_LOCKED, FaultCategory.QUOTA_WINDOW))
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBreaker:
-    """An account at a provider that is not asked; for operators.
-
-    Attributes:
-        provider: The provider's name ("fal").
-        account: The operator's label of the account; "" when there is one only.
-        category: Why: ``"credits_exhausted"``, ``"account_locked"`` or ``"quota_window"``.
-        rule: Id of the rule that decided.
-        message: The provider's own words, redacted. Not for customers.
-        failures: How often it failed in a row, probes included.
-        opened_at: Since when.
-        probe_at: From when on one call may find out whether the account is served again.
-    """
-
-    provider: str
-    account: str
-    category: str
-    rule: str
-    message: str
-    failures: int
-    opened_at: datetime
-    probe_at: datetime
 
 
 class Breakers:
@@ -145,9 +121,8 @@ class Breakers:
         elif claim is None:
             return
         elif fault is None:
-            yield Write(lambda connection: media.close_breaker(connection, place, claim))
-            self._memory.pop(place, None)
-            logger.info("agentcredits: account %r at %s is served again", account, place[0])
+            if (yield from self._close(place, claim)):
+                logger.info("agentcredits: account %r at %s is served again", account, place[0])
         else:
             yield Write(lambda connection: media.end_probe(connection, place, claim))
             self._memory.pop(place, None)
@@ -168,10 +143,8 @@ class Breakers:
     def close(self, provider: str, account: str = "") -> Steps[bool]:
         """Close a breaker by hand (the account was topped up); False when it was not open."""
         place = place_of(provider, account)
-        closed: bool = yield Write(lambda connection: media.close_breaker(connection, place))
-        self._memory.pop(place, None)
         self._claims.pop(place, None)
-        return closed
+        return (yield from self._close(place, None))
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -215,6 +188,15 @@ class Breakers:
                 fault.category.value,
                 fault.guidance,
             )
+            hooks.fire(hooks.CreditEvent("breaker_opened", "", breaker=_public(state)))
+
+    def _close(self, place: media.Place, claim: datetime | None) -> Steps[bool]:
+        closed: BreakerState | None = yield Write(lambda connection: media.close_breaker(connection, place, claim))
+        self._memory.pop(place, None)
+        if closed is None:
+            return False
+        hooks.fire(hooks.CreditEvent("breaker_closed", "", breaker=_public(closed)))
+        return True
 
     def _remember(self, place: media.Place, state: BreakerState | None, now: datetime, started: float) -> None:
         if len(self._memory) > _MOST_PLACES:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import overload
 
-from agentcredits.media.breaker import OpenBreaker, breakers_of
+from agentcredits.media.breaker import breakers_of
+from agentcredits.model import OpenBreaker
 from agentcredits.service import CreditService, SyncCreditService, core_of
 
 

@@ -19,6 +19,7 @@ from agentcredits.model.answers import (
     VerifyProgress,
     VerifyReport,
 )
+from agentcredits.model.breakers import OpenBreaker
 from agentcredits.model.limits import Denial, DenialGroup, Limit, LimitCrossing, LimitUsage
 from agentcredits.model.prices import ActionCost, PriceChange, PriceExplanation, PriceStep
 from agentcredits.model.records import (
@@ -73,6 +74,7 @@ __all__ = [
     "LimitUnit",
     "LimitUsage",
     "NotRepriced",
+    "OpenBreaker",
     "Overage",
     "Page",
     "PlannedAction",

@@ -88,10 +88,13 @@ def end_probe(connection: Connection, place: Place, claim: datetime) -> None:
     connection.execute(update(breakers).where(_at(place), breakers.c.probing_until == claim).values(probing_until=None))
 
 
-def close_breaker(connection: Connection, place: Place, claim: datetime | None = None) -> bool:
-    """Forget an open breaker; with ``claim`` only while this prober's turn lasts. False when there was none."""
-    mine = [] if claim is None else [breakers.c.probing_until == claim]
-    return bool(connection.execute(delete(breakers).where(_at(place), *mine)).rowcount)
+def close_breaker(connection: Connection, place: Place, claim: datetime | None = None) -> BreakerState | None:
+    """Forget an open breaker, and give what it was; with ``claim`` only while this prober's turn lasts."""
+    found = _read(connection, place, lock=True)
+    if found is None or claim not in (None, found.probing_until):
+        return None
+    connection.execute(delete(breakers).where(_at(place)))
+    return found
 
 
 def _read(connection: Connection, place: Place, *, lock: bool = False) -> BreakerState | None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from agentcredits import ConfigurationError, SyncCreditService
+from agentcredits import ConfigurationError, CreditEvent, SyncCreditService, add_hook, remove_hook
 from agentcredits.media import Breakers, OpenBreaker, ProviderFault, classify_provider_error
 from agentcredits.service import core_of
 from agentcredits.testing import FakeClock
@@ -116,6 +116,68 @@ def test_a_failed_probe_waits_twice_as_long(processes: tuple[Process, Process], 
     yours.report(fault())
     (found,) = mine.list()
     assert (found.failures, found.opened_at, found.probe_at) == (2, opened_at, clock.now() + 10 * MINUTE)
+
+
+@pytest.fixture
+def told() -> Iterator[list[CreditEvent]]:
+    """What hooks hear of breakers."""
+    events: list[CreditEvent] = []
+
+    def hear(event: CreditEvent) -> None:
+        if event.breaker is not None:
+            events.append(event)
+
+    add_hook(hear)
+    yield events
+    remove_hook(hear)
+
+
+def heard(events: list[CreditEvent]) -> list[tuple[str, str, int]]:
+    """Name, account and failures; nothing else is named."""
+    found = [(event.name, event.breaker.account, event.breaker.failures) for event in events if event.breaker]
+    assert {(event.organization_id, event.transaction, event.reservation) for event in events} <= {("", None, None)}
+    events.clear()
+    return found
+
+
+def test_hooks_hear_that_an_account_is_not_served_and_that_it_is_again(
+    processes: tuple[Process, Process], clock: FakeClock, told: list[CreditEvent]
+) -> None:
+    """Once for all failures of the moment, again for a failed probe; closed by a probe or by hand, once."""
+    mine, yours = processes
+    for process in processes:
+        process.report(fault(), "studio")
+    mine.report(fault(429, {"detail": "slow down"}), "studio")
+    assert heard(told) == [("breaker_opened", "studio", 1)]
+    clock.advance(5 * MINUTE)
+    assert yours.may_call("studio") is None
+    yours.report(fault(), "studio")
+    assert heard(told) == [("breaker_opened", "studio", 2)]
+    clock.advance(10 * MINUTE)
+    assert mine.may_call("studio") is None
+    mine.report(None, "studio")
+    mine.report(None, "studio")
+    assert heard(told) == [("breaker_closed", "studio", 2)]
+    mine.report(fault())
+    assert [yours.core.run(yours.breakers.close("fal")) for _ in range(2)] == [True, False]
+    assert heard(told) == [("breaker_opened", "", 1), ("breaker_closed", "", 1)]
+
+
+def test_a_prober_whose_turn_is_over_closes_nothing(
+    processes: tuple[Process, Process], clock: FakeClock, told: list[CreditEvent]
+) -> None:
+    """Somebody else probes by then; what the late one found out is no news."""
+    mine, yours = processes
+    mine.report(fault())
+    clock.advance(5 * MINUTE)
+    assert mine.may_call() is None
+    clock.advance(10 * MINUTE)
+    assert yours.may_call() is None
+    heard(told)
+    mine.report(None)
+    assert (heard(told), len(yours.list())) == ([], 1)
+    yours.report(None)
+    assert (heard(told), yours.list()) == ([("breaker_closed", "", 1)], ())
 
 
 def test_sixteen_threads_of_two_processes_make_one_probe(processes: tuple[Process, Process], clock: FakeClock) -> None:
