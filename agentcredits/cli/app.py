@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import sys
 import warnings
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 import typer.main
 from sqlalchemy.exc import SQLAlchemyError
+from typer.models import CommandInfo
 
 from agentcredits.cli import corrections, demo, detect, doctor, history, ledger, purge, repair, simulate, usage
 from agentcredits.cli.accounts import accounts
@@ -100,7 +103,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # what the library would warn a developer about (the default file, for one) `doctor` says in words
     warnings.simplefilter("ignore", AgentCreditsWarning)
     try:
-        result: Any = typer.main.get_command(app).main(words, prog_name="agentcredits", standalone_mode=False)
+        tree = tree_for(words[0] if words else "")
+        result: Any = tree.main(words, prog_name="agentcredits", standalone_mode=False)
     except CreditsError as error:
         print_error(error, as_json=as_json)
         return EXIT_OUT_OF_CREDITS if error.http_status == 402 else EXIT_ERROR
@@ -112,6 +116,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return EXIT_ERROR
     return result if isinstance(result, int) else 0
+
+
+@functools.cache
+def _whole_tree() -> Any:
+    return typer.main.get_command(app)
+
+
+def tree_for(word: str) -> Any:
+    """The commands; only what the first word names, if anything: to build all of them takes longer than to run most."""
+    part = copy.copy(app)
+    part.registered_groups = [group for group in app.registered_groups if group.name == word]
+    part.registered_commands = [command for command in app.registered_commands if _name_of(command) == word]
+    if part.registered_groups or part.registered_commands:
+        return typer.main.get_command(part)
+    return _whole_tree()
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or typer.main.get_command_name(getattr(command.callback, "__name__", ""))
 
 
 def _wrong_use(error: Exception, *, as_json: bool) -> int:

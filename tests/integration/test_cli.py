@@ -18,7 +18,7 @@ import typer.main
 from sqlalchemy import create_engine, text
 
 from agentcredits import SyncCreditService
-from agentcredits.cli.app import app
+from agentcredits.cli.app import app, tree_for
 from agentcredits.store.dialects import normalise_url
 from tests.integration.cli_calls import Answer
 
@@ -350,6 +350,25 @@ def test_every_command_of_the_issue_is_there() -> None:
         "history", "usage", "limits list", "limits set", "limits remove", "limits crossings", "costs list", "costs set",
         "costs explain", "costs import", "costs seed", "costs seeds", "costs diff", "observe report", "observe list",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("word", sorted({command.split()[0] for command in COMMANDS}))
+def test_only_what_the_first_word_names_is_built(word: str) -> None:
+    """And that as in the whole program, with its options."""
+    built = {" ".join(path): command for path, command in _leaves(tree_for(word))}
+    assert set(built) == {command for command in COMMANDS if command.split()[0] == word}
+    for name, command in built.items():
+        assert command.help == COMMANDS[name].help
+        assert [(one.name, one.opts) for one in command.params] == [
+            (one.name, one.opts) for one in COMMANDS[name].params
+        ]
+    assert [one.name for one in tree_for(word).params] == [one.name for one in typer.main.get_command(app).params]
+
+
+@pytest.mark.parametrize("word", ["", "frob", "--json", "--help", "list"])
+def test_any_other_word_is_looked_for_in_the_whole_program(word: str) -> None:
+    """An option, nothing, or what is no command."""
+    assert {" ".join(path) for path, _ in _leaves(tree_for(word))} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
