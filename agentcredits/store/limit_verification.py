@@ -22,7 +22,8 @@ Limits = Mapping[str, LimitState]
 
 def load_limits(connection: Connection, organization_id: str) -> dict[str, LimitState]:
     """Every limit of the account, by id."""
-    rows = connection.execute(select(credit_limits).where(credit_limits.c.organization_id == organization_id))
+    table = credit_limits
+    rows = connection.execute(select(table).where(table.c.organization_id == organization_id).order_by(table.c.id))
     return {limit.id: limit for limit in map(limit_records.read_limit, rows.mappings())}
 
 
@@ -117,9 +118,10 @@ def _spent(
 
 def _load_usage(connection: Connection, organization_id: str) -> dict[CounterPlace, UsageState]:
     table = credit_limit_usage
+    mine = select(table).where(table.c.organization_id == organization_id).order_by(table.c.limit_id, table.c.scope_id)
     return {
         (row.limit_id, row.scope_id): limit_records.read_usage(row.limit_id, row.scope_id, row._mapping)
-        for row in stream(connection, select(table).where(table.c.organization_id == organization_id))
+        for row in stream(connection, mine)
     }
 
 

@@ -30,7 +30,7 @@ class RecurringCheck:
     def __init__(self, connection: Connection, account: RowLike) -> None:
         self._account = account
         mine = recurring_grants.c.organization_id == account["organization_id"]
-        rows = connection.execute(select(recurring_grants).where(mine)).mappings()
+        rows = connection.execute(select(recurring_grants).where(mine).order_by(recurring_grants.c.id)).mappings()
         self._known = {one.id: one for one in map(recurring_records.read_recurring, rows)}
         self._made: dict[str, set[datetime]] = defaultdict(set)
         self._strays: list[str] = []

@@ -54,7 +54,7 @@ def _check(connection: Connection, organization_id: str, sums: Any, names: dict[
         .where(table.c.organization_id == organization_id)
         .where(or_(*(table.c[name] != sum_ for name, sum_ in expected.items())))
     )
-    for run_id, *values in connection.execute(statement.limit(MAX_EXAMPLES)):
+    for run_id, *values in connection.execute(statement.order_by(table.c.run_id).limit(MAX_EXAMPLES)):
         stored, summed = values[: len(names)], values[len(names) :]
         for (name, what), there, right in zip(names.items(), stored, summed, strict=True):
             if there != right:
@@ -137,6 +137,7 @@ def _check_places(connection: Connection, organization_id: str) -> Problems:
                 and_(run.c.status == RunStatus.OPEN.value, around.c.status == RunStatus.ENDED.value),
             ),
         )
+        .order_by(run.c.run_id)
         .limit(MAX_EXAMPLES)
     )
     for run_id, parent in connection.execute(statement):

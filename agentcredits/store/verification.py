@@ -312,7 +312,8 @@ class AccountVerification:
     ) -> Iterator[Finding]:
         table, as_of, debt = credit_grants, account["last_posted_at"], account["overdrawn_micros"]
         strays = self._ledger.grants.keys() | holds.of_grants.keys()
-        for row in stream(connection, select(table).where(table.c.organization_id == self.organization_id)):
+        mine = select(table).where(table.c.organization_id == self.organization_id).order_by(table.c.id)
+        for row in stream(connection, mine):
             stored = records.read_grant(row._mapping)
             strays.discard(stored.id)
             sums = self._ledger.grants.get(stored.id, _NOTHING)
@@ -392,7 +393,7 @@ def _read_open_holds(
 ) -> Iterator[Finding]:
     table = credit_reservations
     statement = select(table).where(table.c.organization_id == organization_id, table.c.state.in_(_OPEN))
-    for row in stream(connection, statement):
+    for row in stream(connection, statement.order_by(table.c.id)):
         hold: HoldState = records.read_hold(row._mapping)
         holds.reserved += hold.amount_micros
         if sum(part.amount_micros for part in hold.allocations) != hold.amount_micros:

@@ -23,14 +23,9 @@ _lock = threading.Lock()
 
 #: Bedrock's own names, which ``UsageMetrics`` does not know. As with Anthropic, the input is only what was neither read
 #: from the cache nor written there.
-_BEDROCK = {
-    "inputTokens": "input_tokens",
-    "outputTokens": "output_tokens",
-    "cacheReadInputTokens": "cache_read_input_tokens",
-    "cacheReadInputTokenCount": "cache_read_input_tokens",
-    "cacheWriteInputTokens": "cache_creation_input_tokens",
-    "cacheWriteInputTokenCount": "cache_creation_input_tokens",
-}
+_BEDROCK = dict.fromkeys(("cacheReadInputTokens", "cacheReadInputTokenCount"), "cache_read_input_tokens")
+_BEDROCK |= dict.fromkeys(("cacheWriteInputTokens", "cacheWriteInputTokenCount"), "cache_creation_input_tokens")
+_BEDROCK |= {"inputTokens": "input_tokens", "outputTokens": "output_tokens"}
 
 
 def watch(llm: object) -> None:
