@@ -42,7 +42,7 @@ from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.clock import host_now
 from agentcredits.errors import ConfigurationError
 from agentcredits.store.limit_tables import credit_limit_usage, credit_limits
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, credit_runs
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, credit_runs, idempotency_keys
 
 Rows = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, Sequence[Any]]
@@ -74,10 +74,11 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What operations name, known before anything is read: scopes with their ids, and holds."""
+    """What operations name, known before anything is read: scopes with their ids, holds, and keys with their kinds."""
 
     places: frozenset[tuple[str, str]] = frozenset()
     hold_ids: tuple[str, ...] = ()
+    keys: frozenset[tuple[str, str]] = frozenset()
 
 
 NOTHING: Final = Ask()
@@ -88,8 +89,8 @@ class Opened:
     """A locked account: its row (None: there is none), its open grants, the time after it was locked, and whether it
     has any limits and runs.
 
-    Where it saved a round trip, also the named ``holds`` and the ``limits`` over the named places and those of the
-    holds, with their counters; None: they were not read.
+    Where it saved a round trip, also the named ``holds``, the ``limits`` over the named places and those of the holds,
+    with their counters, and the ``keys``; None: they were not read.
     """
 
     account: RowLike | None
@@ -99,6 +100,7 @@ class Opened:
     has_runs: bool
     holds: Sequence[RowLike] | None = None
     limits: Sequence[RowLike] | None = None
+    keys: Sequence[RowLike] | None = None
 
 
 #: The counters of a credit_limit_usage row.
@@ -286,6 +288,14 @@ class StoreDialect:
         statement = select(table).where(table.c.organization_id == organization_id, table.c.id.in_(sorted(ids)))
         return connection.execute(statement).mappings().all()
 
+    def read_keys(
+        self, connection: Connection, organization_id: str, places: Collection[tuple[str, str]]
+    ) -> Sequence[RowLike]:
+        """The idempotency keys with these kinds and names; perhaps more of the same names."""
+        kinds, names = zip(*places, strict=True)
+        asked = {"organization": organization_id, "kinds": sorted(set(kinds)), "names": sorted(set(names))}
+        return connection.execute(_KEYS, asked).mappings().all()
+
     def read_limits(
         self,
         connection: Connection,
@@ -378,6 +388,12 @@ OPEN_GRANTS: Final = select(credit_grants).where(
 HAS_LIMITS: Final = exists().where(credit_limits.c.organization_id == bindparam("organization"))
 HAS_RUNS: Final = exists().where(credit_runs.c.organization_id == bindparam("organization"))
 USES: Final = select(HAS_LIMITS, HAS_RUNS)
+_KEYS: Final = select(idempotency_keys).where(
+    idempotency_keys.c.organization_id == bindparam("organization"),
+    # Not as pairs: SQLite would look at every key of the account.
+    idempotency_keys.c.kind.in_(bindparam("kinds", expanding=True)),
+    idempotency_keys.c.key.in_(bindparam("names", expanding=True)),
+)
 
 
 def dialect_of(connection: Connection | Engine) -> StoreDialect:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy import Connection, and_, delete, func, select, tuple_, update
+from sqlalchemy import Connection, and_, delete, func, select, update
 
 from agentcredits.model import LimitScope, LimitUnit, Pricing, TransactionType
 from agentcredits.rules import limits as limit_rules
@@ -225,11 +225,12 @@ def _move_totals(connection: Connection, organization_id: str, user_id: str, row
         connection,
         [Write(usage_rollups, less, keys, adds=_SUMS), Write(usage_rollups, more, keys, adds=_SUMS)],
     )
-    places = [(values["day"], values["bucket"]) for values in less]
     connection.execute(
         delete(usage_rollups).where(
             usage_rollups.c.organization_id == organization_id,
-            tuple_(usage_rollups.c.day, usage_rollups.c.bucket).in_(places),
+            # Not as pairs: SQLite would look at every line of the account.
+            usage_rollups.c.day.in_(sorted({values["day"] for values in less})),
+            usage_rollups.c.bucket.in_(sorted({values["bucket"] for values in less})),
             *(usage_rollups.c[name] == 0 for name in _SUMS),
         )
     )

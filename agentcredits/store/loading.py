@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeGuard
 
-from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, func, or_, select, tuple_
+from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, func, or_, select
 
 from agentcredits.model import AccountStatus, Allocation, LimitScope, RecurringStatus
 from agentcredits.rules import keys, limits, runs
@@ -22,7 +23,6 @@ from agentcredits.store.tables import (
     credit_transaction_allocations,
     credit_transaction_details,
     credit_transactions,
-    idempotency_keys,
 )
 
 _OPEN_STATES = [state.value for state in OPEN_STATES]
@@ -114,20 +114,22 @@ def load_named(
         operations: The batch.
         ask: What they name.
         opened: What was read of that already.
-        fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
+        fresh: As in :func:`asked_by`.
     """
     hold_ids = set(ask.hold_ids)
     row_ids: set[str] = set()
     grant_ids: set[str] = set()
     keyed: list[ops.KeyedOperation] = []
     for operation in operations:
-        if isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated):
+        if _is_looked_up(operation, fresh=fresh):
             keyed.append(operation)
         if isinstance(operation, ops.Refund):
             row_ids.add(operation.transaction_id)
         elif isinstance(operation, ops.VoidGrant):
             grant_ids.add(operation.grant_id)
-    for kind, record_id in _named_by_key(connection, ledger, keyed):
+    if ask.keys:
+        _load_keys(connection, ledger, ask.keys, opened.keys)
+    for kind, record_id in _named_by_key(ledger, keyed):
         {"reserve": hold_ids, "grant": grant_ids, "recurring": set()}.get(kind, row_ids).add(record_id)
     _add_holds(ledger, opened.holds or ())
     missing_holds = hold_ids if opened.holds is None else hold_ids.difference(ask.hold_ids)
@@ -197,12 +199,20 @@ def read_rows(connection: Connection, organization_id: str, statement: Select[tu
     return [records.read_row(row, allocations.get(row["id"], ())) for row in found]
 
 
-def asked_by(operations: Sequence[ops.Operation]) -> Ask:
-    """What the operations name."""
+def asked_by(operations: Sequence[ops.Operation], *, fresh: bool = True) -> Ask:
+    """What the operations name.
+
+    Args:
+        operations: The batch.
+        fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
+    """
     places: set[tuple[str, str]] = {(LimitScope.ORGANIZATION, "")}
     hold_ids: set[str] = set()
+    named: set[tuple[str, str]] = set()
     activity = None
     for operation in operations:
+        if _is_looked_up(operation, fresh=fresh) and keys.is_stored(operation):
+            named.add((operation.key_kind, operation.key))
         if isinstance(operation, ops.Spending):
             if operation.activity is not activity:
                 activity = operation.activity
@@ -211,7 +221,11 @@ def asked_by(operations: Sequence[ops.Operation]) -> Ask:
             hold_ids.add(operation.reservation_id)
         elif isinstance(operation, ops.SetLimit):
             places.add((operation.scope, operation.scope_id))
-    return Ask(frozenset(places), tuple(sorted(hold_ids)))
+    return Ask(frozenset(places), tuple(sorted(hold_ids)), frozenset(named))
+
+
+def _is_looked_up(operation: ops.Operation, *, fresh: bool) -> TypeGuard[ops.KeyedOperation]:
+    return isinstance(operation, ops.KeyedOperation) and not (fresh and operation.key_generated)
 
 
 def load_limits(
@@ -260,27 +274,21 @@ def load_existing(connection: Connection, ledger: Ledger, operations: Sequence[o
             }
 
 
-def _named_by_key(
-    connection: Connection, ledger: Ledger, operations: Sequence[ops.KeyedOperation]
-) -> list[tuple[str, str]]:
-    """Load the keys; the records that they, or the ids in them, name: what made them, and their ids."""
-    places = {(operation.key_kind, operation.key) for operation in operations if keys.is_stored(operation)}
-    if places:
-        _load_keys(connection, ledger, places)
+def _named_by_key(ledger: Ledger, operations: Sequence[ops.KeyedOperation]) -> list[tuple[str, str]]:
+    """The records that the loaded keys, or the ids in generated ones, name: what made them, and their ids."""
     stored = [(key.kind, key.result_id) for key in ledger.keys.values()]
     ids = ((operation.key_kind, keys.record_id(operation)) for operation in operations)
     return stored + [(kind, record_id) for kind, record_id in ids if record_id is not None]
 
 
-def _load_keys(connection: Connection, ledger: Ledger, places: set[tuple[str, str]]) -> None:
-    table = idempotency_keys
-    for row in connection.execute(
-        select(table).where(
-            table.c.organization_id == ledger.organization_id, tuple_(table.c.kind, table.c.key).in_(sorted(places))
-        )
-    ).mappings():
-        key = records.read_key(row)
-        ledger.keys[key.kind, key.key] = key
+def _load_keys(
+    connection: Connection, ledger: Ledger, places: frozenset[tuple[str, str]], found: Sequence[RowLike] | None
+) -> None:
+    if found is None:
+        found = dialect_of(connection).read_keys(connection, ledger.organization_id, places)
+    for key in map(records.read_key, found):
+        if (key.kind, key.key) in places:
+            ledger.keys[key.kind, key.key] = key
 
 
 def _load_grants(

@@ -105,19 +105,27 @@ class PostgreSQLDialect(StoreDialect):
             "holds": ask.hold_ids,
             "scopes": [scope for scope, _ in ask.places],
             "scope_ids": [scope_id for _, scope_id in ask.places],
+            "kinds": [kind for kind, _ in ask.keys],
+            "keys": [key for _, key in ask.keys],
         }
         tenant = (tenancy.SET_TENANT_SQL,) if tenancy.applies(connection) else ()
         holds = (reads.HOLDS,) if ask.hold_ids else ()
         limits = (reads.LIMITS_OF_HOLDS if ask.hold_ids else reads.LIMITS,) if organization_id in self._limited else ()
-        texts = (*tenant, reads.LOCK, reads.LOADS, *holds, *limits)
+        keys = (reads.KEYS,) if ask.keys else ()
+        texts = (*tenant, reads.LOCK, reads.LOADS, *holds, *limits, *keys)
         begin = libpq.begin(connection.connection.dbapi_connection)
         found = run_own(
             connection, *((statement, {}) for statement in begin), *((libpq.numbered(text), place) for text in texts)
         )
-        found = found[len(begin) + len(tenant) :]
-        opened = _opened(found[0][0] if found[0] else None, found[1])
+        locked, grants, *named = found[len(begin) + len(tenant) :]
+        opened = _opened(locked[0] if locked else None, grants)
         self._note_limited(organization_id, opened.has_limits)
-        return replace(opened, holds=found[2] if holds else None, limits=found[-1] if limits else None)
+        return replace(
+            opened,
+            holds=named.pop(0) if holds else None,
+            limits=named.pop(0) if limits else None,
+            keys=named.pop(0) if keys else None,
+        )
 
     def _note_limited(self, organization_id: str, has_limits: bool) -> None:
         if has_limits != (organization_id in self._limited):

@@ -11,7 +11,7 @@ from sqlalchemy.types import String
 
 from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, HAS_RUNS, LIMIT_COUNTERS
 from agentcredits.store.limit_tables import credit_limits
-from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations
+from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, idempotency_keys
 
 _TIMEOUT: Final = (
     select(
@@ -54,6 +54,15 @@ def _text(statement: Select[Any]) -> str:
 LOCK: Final = _text(ACCOUNT_LOCKED_IN_TIME)
 LOADS: Final = _text(OPEN_GRANTS_AND_CLOCK)
 HOLDS: Final = _text(_HOLDS)
+#: Each is looked up by itself: PostgreSQL would read a whole table that it has no statistics of, and a plan that it has
+#: made stays while the table grows.
+KEYS: Final = f"""
+SELECT k.* FROM unnest(%(kinds)s::text[], %(keys)s::text[]) AS named(kind, key)
+CROSS JOIN LATERAL (
+  SELECT {", ".join(column.name for column in idempotency_keys.c)} FROM idempotency_keys
+  WHERE organization_id = %(organization)s AND kind = named.kind AND key = named.key OFFSET 0
+) AS k
+"""  # noqa: S608 - names of declared columns
 
 _NAMED: Final = (
     "SELECT scope, scope_id FROM unnest(%(scopes)s::text[], %(scope_ids)s::text[]) AS named(scope, scope_id)"

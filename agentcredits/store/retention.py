@@ -96,9 +96,13 @@ def remove(connection: Connection, kind: Kind, organization_id: str, before: dat
 
 
 def _among(table: Table, names: Sequence[str], places: Sequence[Key]) -> ColumnElement[bool]:
-    if len(names) == 1:
-        return table.c[names[0]].in_([place[0] for place in places])
-    return tuple_(*(table.c[name] for name in names)).in_(list(places))
+    """Rows with one of the values of these places in each column, found by the primary key.
+
+    Among pairs SQLite would compare every row of the account. A row may have the values of two places; it goes only if
+    it may go itself.
+    """
+    columns = zip(*places, strict=True)
+    return and_(*(table.c[name].in_(sorted(set(column))) for name, column in zip(names, columns, strict=True)))
 
 
 def _key_may_go(before: datetime) -> ColumnElement[bool]:

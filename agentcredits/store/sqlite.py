@@ -30,7 +30,7 @@ from agentcredits.store.dialects import (
     on_conflict_add,
 )
 from agentcredits.store.limit_tables import credit_limit_usage, credit_limits
-from agentcredits.store.tables import credit_accounts, credit_reservations, credit_runs
+from agentcredits.store.tables import credit_accounts, credit_reservations, credit_runs, idempotency_keys
 
 #: Rows of one INSERT at most: with all their columns not more parameters than any SQLite takes.
 MOST_ROWS: Final = 32
@@ -91,6 +91,16 @@ class SQLiteDialect(StoreDialect):
         if not is_own(connection):
             return super().read_holds(connection, organization_id, ids)
         return _read(connection, _HOLDS, (organization_id, *sorted(ids)), f"({_marks(len(ids))})")
+
+    def read_keys(
+        self, connection: Connection, organization_id: str, places: Collection[tuple[str, str]]
+    ) -> Sequence[RowLike]:
+        """The idempotency keys with these kinds and names; perhaps more of the same names."""
+        if not is_own(connection):
+            return super().read_keys(connection, organization_id, places)
+        kinds, names = (sorted(set(column)) for column in zip(*places, strict=True))
+        values = (organization_id, *kinds, *names)
+        return _read(connection, _KEYS, values, _marks(len(kinds)), _marks(len(names)))
 
     def read_limits(
         self,
@@ -269,6 +279,10 @@ _HOLDS: Final = _Reading(
     select(credit_reservations).where(credit_reservations.c.organization_id == _OWNER),
     # How many ids there are.
     f" AND {credit_reservations.name}.id IN {{}}",
+)
+_KEYS: Final = _Reading(
+    select(idempotency_keys).where(idempotency_keys.c.organization_id == _OWNER),
+    f" AND {idempotency_keys.name}.kind IN ({{}}) AND {idempotency_keys.name}.key IN ({{}})",
 )
 _LIMITS: Final = _Reading(
     select(

@@ -11,7 +11,15 @@ from tests.benchmarks.contestants import Contestant
 from tests.benchmarks.figures import Beside, Goal, Rounds, Row, Sample, middle
 from tests.benchmarks.hand_written import HandWritten, HandWrittenLimited
 from tests.benchmarks.minimal import FLOOR, PGBENCH, PgBench, make_floor, pgbench_program
-from tests.benchmarks.ours import Ours, OursBlocking, OursBlockingLimited, OursLimited, OursPairs, OursPairsLimited
+from tests.benchmarks.ours import (
+    Ours,
+    OursBlocking,
+    OursBlockingLimited,
+    OursKeyed,
+    OursLimited,
+    OursPairs,
+    OursPairsLimited,
+)
 
 CROWD = 128
 
@@ -72,7 +80,7 @@ def contestants(url: str) -> list[Contestant]:
     kinds = (HandWritten, Ours, OursBlocking, OursPairs, HandWrittenLimited, OursLimited)
     made: list[Contestant] = [] if program is None else [PgBench(url, program)]
     made += [kind(url) for kind in kinds]
-    return [*made, make_ceiling(url), OursBlockingLimited(url), OursPairsLimited(url)]
+    return [*made, OursKeyed(url), make_ceiling(url), OursBlockingLimited(url), OursPairsLimited(url)]
 
 
 async def measure(url: str, turns: Turns) -> Rounds:
@@ -100,6 +108,7 @@ async def measure(url: str, turns: Turns) -> Rounds:
 _ONE = "one caller, p50"
 _MANY = f"{CROWD} coroutines, rate"
 _FULL = "full charge (grants, two limits, key, ledger)"
+_KEYED = "full charge with the caller's key"
 _PLAIN = "charge without limits"
 
 
@@ -119,6 +128,12 @@ def _postgresql(rounds: Rounds) -> list[Row]:
         Row(
             f"{_FULL}, {_MANY}, against the {HandWrittenLimited.name}",
             rounds.rate(full, (HandWrittenLimited.name, CROWD)),
+            Goal(40),
+        ),
+        Row(f"{_KEYED}, {_MANY}, against the {FLOOR}", rounds.rate((OursKeyed.name, CROWD)), Goal(8, 20)),
+        Row(
+            f"{_KEYED}, {_MANY}, against the {HandWrittenLimited.name}",
+            rounds.rate((OursKeyed.name, CROWD), (HandWrittenLimited.name, CROWD)),
             Goal(40),
         ),
         Row(f"{_FULL}, {_MANY}, against {CEILING}", rounds.rate(full, (CEILING, CROWD))),
@@ -159,6 +174,7 @@ def _sqlite(rounds: Rounds) -> list[Row]:
     hand, full = HandWrittenLimited.name, OursLimited.name
     return [
         Row(f"{_FULL}, {_MANY}, against the {hand}", rounds.rate((full, CROWD), (hand, CROWD)), _SQLITE_MANY),
+        Row(f"{_KEYED}, {_MANY}, against the {hand}", rounds.rate((OursKeyed.name, CROWD), (hand, CROWD)), Goal(100)),
         Row(f"{_FULL}, {_MANY}, against {CEILING}", rounds.rate((full, CROWD), (CEILING, CROWD))),
         Row(
             f"{_PLAIN}, {_MANY}, against the {HandWritten.name}",

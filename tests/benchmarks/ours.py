@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -68,6 +69,16 @@ class OursLimited(Ours):
 
     name = "agentcredits, coroutines, two limits"
     what: ClassVar = _LIMITED
+
+
+class OursKeyed(OursLimited):
+    """The same with a key of the caller's for each charge: looked up, and stored beside the ledger row."""
+
+    name = "agentcredits, coroutines, two limits, callers' keys"
+    callers = (1, 128)
+
+    def charge(self) -> Awaitable[Any]:
+        return self._service.consume_credits(**self.what, idempotency_key=str(uuid.uuid4()))
 
 
 class OursPairs(Ours):

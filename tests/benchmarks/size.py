@@ -6,8 +6,10 @@ import contextlib
 import io
 import statistics
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -21,10 +23,13 @@ from tests.benchmarks.ledgers import ORGANIZATION
 from tests.benchmarks.minimal import FLOOR, make_floor
 
 CHARGE, BALANCE, PAGE, USAGE = "charge", "balance", "page of 50", "one month's usage by action"
+#: Booked together where they can be: what they name is looked for at once.
+KEYED = "8 charges at once, each with its caller's key"
+AT_ONCE = 8
 COMMAND = "agentcredits usage"
 
 #: How often each is done in a slice.
-TIMES = {CHARGE: 30, BALANCE: 30, PAGE: 15, USAGE: 15}
+TIMES = {CHARGE: 30, KEYED: 15, BALANCE: 30, PAGE: 15, USAGE: 15}
 
 #: About what a charge takes on the disk, in a SQLite file or a PostgreSQL database and its log.
 BYTES_PER_CHARGE = 1_400
@@ -77,12 +82,13 @@ async def measure(urls: Sequence[str], charges: Sequence[int], reference_url: st
     """The same work on all ledgers, taking turns; the floor and the hand-written version on a database of their own."""
     sizes = Sizes(tuple(charges))
     with contextlib.ExitStack() as stack:
+        callers = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         works = {}
         for count, url in zip(charges, urls, strict=True):
             service = stack.enter_context(SyncCreditService(url))
             service.set_limit(ORGANIZATION, scope="department", amount=10**8, window="month")
             service.set_limit(ORGANIZATION, amount=10**9, window="month")
-            works[count] = _works(service)
+            works[count] = _works(service, callers)
             for work in works[count].values():
                 work()
         floor, hand = make_floor(reference_url), HandWrittenLimited(reference_url)
@@ -114,12 +120,22 @@ def _in_turn(works: Sequence[Callable[[], object]], times: int) -> list[float]:
     return [statistics.median(seconds) * 1e3 for seconds in found]
 
 
-def _works(service: SyncCreditService) -> dict[str, Callable[[], object]]:
+def _works(service: SyncCreditService, callers: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
     since, until = ledgers.last_month(datetime.now(UTC).date())
+
+    def charge(key: uuid.UUID | None = None) -> None:
+        service.consume_credits(
+            organization_id=ORGANIZATION,
+            amount=1,
+            agent_type="Agent0",
+            action="action4",
+            department_id="department3",
+            idempotency_key=key and str(key),
+        )
+
     return {
-        CHARGE: lambda: service.consume_credits(
-            organization_id=ORGANIZATION, amount=1, agent_type="Agent0", action="action4", department_id="department3"
-        ),
+        CHARGE: charge,
+        KEYED: lambda: list(callers.map(charge, [uuid.uuid4() for _ in range(AT_ONCE)])),
         BALANCE: lambda: service.get_balance(ORGANIZATION),
         PAGE: lambda: service.list_transactions(ORGANIZATION, limit=50),
         USAGE: lambda: service.get_usage(ORGANIZATION, since=since, until=until, group_by="action"),

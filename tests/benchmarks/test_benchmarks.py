@@ -180,7 +180,7 @@ async def test_everybody_is_measured_beside_the_floor(database_url: str) -> None
     database = "SQLite" if database_url.startswith("sqlite") else "PostgreSQL"
     rows = hot_account.rows(database, rounds)
     assert all(len(row.values) == TINY.rounds for row in rows)
-    assert sum(row.goal is not None for row in rows) == (3 if database == "SQLite" else 6)
+    assert sum(row.goal is not None for row in rows) == (4 if database == "SQLite" else 8)
     table = rates_table("here", FLOOR, rounds)
     assert table[0] == "| here | 1 caller | 128 callers |"
     assert len(table) == 3 + len({name for name, _ in rounds.entries})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,19 @@ from agentcredits.store.tables import metadata
 WARM = 2  # after the first, every statement is prepared, and it is known whether the account has limits
 
 
-async def _charge(service: CreditService, many: int) -> None:
+async def _charge(service: CreditService, many: int, *, keyed: bool = False) -> None:
     """At once. A poster that still ends the batch before would take the first of them alone, so it is waited for."""
     lanes = service._core.runner._lanes
     while lanes._idle < len(lanes._threads) or not lanes._calls.empty():  # noqa: ASYNC110  # another thread
         await asyncio.sleep(0.001)
     await asyncio.gather(
         *(
-            service.consume_credits(organization_id="acme", amount=1, department_id="sales", idempotency_key=None)
+            service.consume_credits(
+                organization_id="acme",
+                amount=1,
+                department_id="sales",
+                idempotency_key=str(uuid.uuid4()) if keyed else None,
+            )
             for _ in range(many)
         )
     )
@@ -63,10 +69,11 @@ class Wire:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("keyed", [False, True])
 async def test_a_posting_takes_two_round_trips_however_many_operations_it_books(
-    postgresql_url: str, tmp_path: Path, limited: bool
+    postgresql_url: str, tmp_path: Path, limited: bool, keyed: bool
 ) -> None:
-    """BEGIN, the lock and the loads; all writes and COMMIT. Limits are one statement more."""
+    """BEGIN, the lock and the loads; all writes and COMMIT. Limits are one statement more, and so are callers' keys."""
     engine = make_engine(normalise_url(postgresql_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="FULL")
     wire = Wire(engine, tmp_path / "wire.txt")
     async with CreditService(engine) as service:
@@ -77,31 +84,32 @@ async def test_a_posting_takes_two_round_trips_however_many_operations_it_books(
                 "acme", scope="department", scope_id="sales", amount=50_000, window=Window.calendar("month")
             )
         for _ in range(WARM):
-            await _charge(service, 1)
-            await _charge(service, 64)
+            await _charge(service, 1, keyed=keyed)
+            await _charge(service, 64, keyed=keyed)
         wire.counts()
-        await _charge(service, 1)
+        await _charge(service, 1, keyed=keyed)
         one = wire.counts()
-        await _charge(service, 64)
+        await _charge(service, 64, keyed=keyed)
         many = wire.counts()
     engine.dispose()
     wire.close()
     assert one == many
-    assert one == {"statements": 5 + limited, "round trips": 2, "commits": 1}
+    assert one == {"statements": 5 + limited + keyed, "round trips": 2, "commits": 1}
 
 
-async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_many(sqlite_url: str) -> None:
-    """One transaction, a statement for each table and up to 32 rows; every row arrives."""
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_many(sqlite_url: str, keyed: bool) -> None:
+    """One transaction, a statement for each table and up to 32 rows; every row arrives. Callers' keys are read once."""
     engine = make_engine(normalise_url(sqlite_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="FULL")
     seen: list[str] = []
     event.listen(engine, "connect", lambda connection, _record: connection.set_trace_callback(seen.append))
     async with CreditService(engine) as service:
         await service.grant_credits("acme", 100_000)
-        await _charge(service, 1)
+        await _charge(service, 1, keyed=keyed)
         kinds = []
         for many, insertions in ((1, 1), (64, 2), (77, 5)):
             seen.clear()
-            await _charge(service, many)
+            await _charge(service, many, keyed=keyed)
             kinds.append(list(dict.fromkeys(_kind(sql) for sql in seen if not sql.startswith("PRAGMA"))))
             assert sum(sql.startswith("COMMIT") for sql in seen) == 1
             assert sum(sql.startswith("INSERT INTO credit_transactions ") for sql in seen) == insertions
@@ -110,7 +118,7 @@ async def test_sqlite_sees_as_many_kinds_of_statements_for_one_charge_as_for_man
     engine.dispose()
     assert report.ok
     assert kinds[0] == kinds[1] == kinds[2]
-    assert len(kinds[0]) == 9, kinds[0]
+    assert len(kinds[0]) == 9 + 2 * keyed, kinds[0]
 
 
 def test_no_insertion_has_more_parameters_than_any_sqlite_takes() -> None:
