@@ -114,7 +114,7 @@ def load_named(
         operations: The batch.
         ask: What they name.
         opened: What was read of that already.
-        fresh: As in :func:`asked_by`.
+        fresh: As in :func:`stored_keys`.
     """
     hold_ids = set(ask.hold_ids)
     row_ids: set[str] = set()
@@ -199,20 +199,12 @@ def read_rows(connection: Connection, organization_id: str, statement: Select[tu
     return [records.read_row(row, allocations.get(row["id"], ())) for row in found]
 
 
-def asked_by(operations: Sequence[ops.Operation], *, fresh: bool = True) -> Ask:
-    """What the operations name.
-
-    Args:
-        operations: The batch.
-        fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
-    """
+def asked_by(operations: Sequence[ops.Operation], keys: frozenset[tuple[str, str]] = frozenset()) -> Ask:
+    """What the operations name; ``keys``: with these."""
     places: set[tuple[str, str]] = {(LimitScope.ORGANIZATION, "")}
     hold_ids: set[str] = set()
-    named: set[tuple[str, str]] = set()
     activity = None
     for operation in operations:
-        if _is_looked_up(operation, fresh=fresh) and keys.is_stored(operation):
-            named.add((operation.key_kind, operation.key))
         if isinstance(operation, ops.Spending):
             if operation.activity is not activity:
                 activity = operation.activity
@@ -221,7 +213,21 @@ def asked_by(operations: Sequence[ops.Operation], *, fresh: bool = True) -> Ask:
             hold_ids.add(operation.reservation_id)
         elif isinstance(operation, ops.SetLimit):
             places.add((operation.scope, operation.scope_id))
-    return Ask(frozenset(places), tuple(sorted(hold_ids)), frozenset(named))
+    return Ask(frozenset(places), tuple(sorted(hold_ids)), keys)
+
+
+def stored_keys(operations: Sequence[ops.Operation], *, fresh: bool) -> frozenset[tuple[str, str]]:
+    """The keys of the operations, with their kinds, that may be stored.
+
+    Args:
+        operations: The batch.
+        fresh: Whether this is the first try: generated keys cannot be known yet, so they are not looked up.
+    """
+    return frozenset(
+        (operation.key_kind, operation.key)
+        for operation in operations
+        if _is_looked_up(operation, fresh=fresh) and keys.is_stored(operation)
+    )
 
 
 def _is_looked_up(operation: ops.Operation, *, fresh: bool) -> TypeGuard[ops.KeyedOperation]:

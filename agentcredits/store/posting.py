@@ -120,7 +120,7 @@ def _decide_account(
 ) -> Decided:
     ledger = Ledger(organization_id)
     created, all_booked, loaded = False, True, _NOTHING
-    ask = loading.asked_by(operations, fresh=fresh)
+    ask = loading.asked_by(operations, loading.stored_keys(operations, fresh=fresh))
     opened = dialect.open_account(connection, organization_id, lock_timeout_seconds, ask)
     if opened.account is None and any(operation.creates_account for operation in operations):
         _create_account(connection, dialect, organization_id, clock)

@@ -1,6 +1,6 @@
 """The process that the kill tests kill: makes or resumes a batch with fal's own client against a FakeFal elsewhere.
 
-``python media_worker.py <json>``; says that it is ready, each asset that ended, and when it is through.
+It writes a line when it is ready, one for each asset that ended, and one when it is through.
 """
 
 from __future__ import annotations
@@ -63,14 +63,35 @@ def generate_at(url: str) -> Callable[[MediaJob], Any]:
     return generate
 
 
-def say(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+class Lines:
+    """What a worker says: lines of a file, there as soon as they are said."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def say(self, value: Any) -> None:
+        """Write a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(value) + "\n")
+
+    def count(self) -> int:
+        """How many there are."""
+        return self.path.read_text().count("\n") if self.path.exists() else 0
 
 
-def batch(url: str, fal: str, folder: str, count: int, batch_id: str | None) -> None:
+def work(worker: str, lines: Path, url: str, fal: str, folder: str, count: int, batch_id: str | None) -> None:
+    """The process: ``batch`` or ``naive``."""
+    told = Lines(lines)
+    told.say("ready")
+    if worker == "batch":
+        batch(told, url, fal, folder, count, batch_id)
+    else:
+        naive(told, url, fal, folder, count)
+
+
+def batch(told: Lines, url: str, fal: str, folder: str, count: int, batch_id: str | None) -> None:
     def progress(event: BatchProgress) -> None:
-        say(event.job.number)
+        told.say(event.job.number)
 
     with SyncCreditService(url) as service:
         if batch_id is None:
@@ -83,10 +104,10 @@ def batch(url: str, fal: str, folder: str, count: int, batch_id: str | None) -> 
             summary = MediaBatch.resume(
                 service, batch_id, generate_at(fal), organization_id="acme", on_progress=progress
             )
-        say({"complete": summary.complete})
+        told.say({"complete": summary.complete})
 
 
-def naive(url: str, fal: str, folder: str, count: int, batch_id: str | None) -> None:
+def naive(told: Lines, url: str, fal: str, folder: str, count: int) -> None:
     """A batch as one would write it: charge, call, write the file, and go by the files on a restart.
 
     There is no note of intent, so a call whose answer was lost is made again: what the harness must find.
@@ -99,11 +120,5 @@ def naive(url: str, fal: str, folder: str, count: int, batch_id: str | None) -> 
                 continue
             service.consume_credits(organization_id="acme", agent_type=job.agent_type, action=job.action)
             write_atomically(target, json.dumps(generate(job)).encode())
-            say(job.asset_id)
-        say({"complete": True})
-
-
-if __name__ == "__main__":
-    arguments = json.loads(sys.argv[1])
-    say("ready")
-    {"batch": batch, "naive": naive}[arguments.pop("worker")](**arguments)
+            told.say(job.asset_id)
+        told.say({"complete": True})

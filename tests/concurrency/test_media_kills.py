@@ -7,11 +7,10 @@ provider, its books and the ledger's agree.
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-import threading
+import signal
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from agentcredits.service import core_of
 pytest.importorskip("fal_client", reason="the real client is what is killed in the middle of a call")
 
 from tests.concurrency import media_worker
+from tests.proof.load import start_process
 
 ACME = "acme"
 ASSETS = 12
@@ -48,30 +48,22 @@ def acme(database_url: str) -> Iterator[SyncCreditService]:
         yield service
 
 
-def start(worker: str, url: str, fal: Any, folder: Path, batch_id: str | None = None) -> subprocess.Popen[str]:
-    arguments = {
-        "worker": worker, "url": url, "fal": fal.url, "folder": str(folder), "count": ASSETS, "batch_id": batch_id
-    }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, str(Path(media_worker.__file__)), json.dumps(arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(worker: str, url: str, fal: Any, folder: Path, batch_id: str | None = None) -> tuple[Any, media_worker.Lines]:
+    """A worker from the warm process, and what it says."""
+    lines = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}.lines")
+    process = start_process(media_worker.work, worker, lines, url, fal.url, str(folder), ASSETS, batch_id)
+    return process, media_worker.Lines(lines)
 
 
-def run_until_killed(process: subprocess.Popen[str], after_lines: int, wait_seconds: float) -> bool:
+def run_until_killed(process: Any, said: media_worker.Lines, after_lines: int, wait_seconds: float) -> bool:
     """Let it finish so many assets and a moment more, then kill -9; False when it was through before."""
-    assert process.stdout is not None
-    for _ in range(1 + after_lines):  # "ready" comes first
-        if not process.stdout.readline():
-            break
-    timer = threading.Timer(wait_seconds, process.kill)
-    timer.start()
-    _, errors = process.communicate(timeout=60)
-    timer.cancel()
-    assert process.returncode in (0, -9), errors
-    return process.returncode == -9
+    while process.exitcode is None and said.count() < 1 + after_lines:  # "ready" comes first
+        time.sleep(0.001)
+    process.join(wait_seconds)
+    process.kill()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL), "what went wrong is in its output"
+    return bool(process.exitcode)
 
 
 def last_batch(service: SyncCreditService) -> str | None:
@@ -102,8 +94,8 @@ def test_kill_9_at_any_moment_pays_for_no_asset_twice(
         before = last_batch(acme)
         for _ in range(2):
             batch_id = last_batch(acme)
-            process = start("batch", database_url, fal, folder, None if batch_id == before else batch_id)
-            kills += run_until_killed(process, dice.randrange(0, 5), dice.uniform(0.0, 0.25))
+            process, said = start("batch", database_url, fal, folder, None if batch_id == before else batch_id)
+            kills += run_until_killed(process, said, dice.randrange(0, 5), dice.uniform(0.0, 0.25))
         batch_id = last_batch(acme)
         if batch_id in (None, before):
             assert len(fal.accepted) == billed, "a call was made before the manifest was there"
@@ -143,14 +135,14 @@ def test_a_batch_without_notes_of_intent_is_caught(
     fal.seconds = 0.3
     for _ in range(3):
         accepted = len(fal.accepted)
-        process = start("naive", database_url, fal, tmp_path)
+        process, _ = start("naive", database_url, fal, tmp_path)
         fal.wait_for(accepted + 1)
         process.kill()
-        process.communicate(timeout=30)
+        process.join(30)
     fal.seconds = 0.0
-    process = start("naive", database_url, fal, tmp_path)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    process, _ = start("naive", database_url, fal, tmp_path)
+    process.join(60)
+    assert process.exitcode == 0
     assert len(list(tmp_path.glob("*.png"))) == ASSETS
     assert len(fal.accepted) > ASSETS
     assert acme.get_balance(ACME).spent > PRICE * ASSETS
@@ -161,10 +153,10 @@ def test_killed_inside_a_call_it_is_unknown_with_its_request(
 ) -> None:
     """The gap itself: the request was accepted, its id noted, the process killed; found again, it is paid once."""
     fal.seconds = 30.0
-    process = start("batch", database_url, fal, tmp_path)
+    process, _ = start("batch", database_url, fal, tmp_path)
     fal.wait_for(3)
     process.kill()
-    process.communicate(timeout=30)
+    process.join(30)
     fal.seconds = 0.0
     batch_id = str(last_batch(acme))
     generate = media_worker.generate_at(fal.url)

@@ -33,7 +33,14 @@ THREADS = 3
 _CONTEXT = multiprocessing.get_context("forkserver")
 #: Whatever else is imported on first use takes longer than a worker lives.
 _CONTEXT.set_forkserver_preload(
-    ["tests.proof.load", "tests.proof.deaths", "agentcredits.store.postgresql", "psycopg", "tenacity"]
+    [
+        "tests.proof.load",
+        "tests.proof.deaths",
+        "tests.concurrency.media_worker",
+        "agentcredits.store.postgresql",
+        "psycopg",
+        "tenacity",
+    ]
 )
 
 
