@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Row, Select, Table, and_, bindparam, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bindparam, select
 
 from agentcredits.rules.recount import Entry, Part
 from agentcredits.store import tenancy
@@ -87,28 +87,51 @@ def parts_between(connection: Connection, organization_id: str, after: int, up_t
     return found
 
 
-def ranges(connection: Connection, table: Table, column: Column[Any], *conditions: Any) -> Iterator[tuple[Any, Any]]:
-    """(after, up to) of pages of a table by a column of its primary key; the ends are None.
+class Paged:
+    """A statement on a table, read in pages by a column of its primary key; each page ends its transaction.
 
-    Each page ends the transaction that it was read in.
+    Built once for all accounts: that takes longer than to read a small one.
+
+    Args:
+        statement: What to read of each row.
+        column: By which the pages are told apart, and their rows are in order.
+        mine: Which rows; its parameters are given to :meth:`rows`.
     """
-    after: Any = None
-    while True:
-        wanted = [*conditions] if after is None else [*conditions, column > after]
-        ends = select(column).where(*wanted).order_by(column).limit(1).offset(PAGE_ROWS - 1)
-        up_to = connection.execute(ends).scalar()
-        yield after, up_to
-        tenancy.renew(connection)
-        if up_to is None:
-            return
-        after = up_to
+
+    def __init__(self, statement: Select[Any], column: Column[Any], mine: ColumnElement[bool]) -> None:
+        self._column = column
+        self._statement = statement.where(mine).order_by(column)
+        self._ends = select(column).where(mine).order_by(column).limit(1).offset(bindparam("others"))
+        self._built: dict[tuple[bool, bool], tuple[Select[Any], Select[Any]]] = {}
+
+    def rows(self, connection: Connection, **parameters: object) -> Iterator[Any]:
+        """The rows that the statement finds, page by page."""
+        after: Any = None
+        while True:
+            ends, _ = self._between(after is not None, False)
+            given = parameters | {"after": after}
+            up_to = connection.execute(ends, given | {"others": PAGE_ROWS - 1}).scalar()
+            _, page = self._between(after is not None, up_to is not None)
+            yield from connection.execute(page, given | {"up_to": up_to})
+            tenancy.renew(connection)
+            if up_to is None:
+                return
+            after = up_to
+
+    def _between(self, from_there: bool, to_there: bool) -> tuple[Select[Any], Select[Any]]:
+        """What finds a page's end, and its rows; the first begins anywhere, and the last one ends anywhere."""
+        built = self._built.get((from_there, to_there))
+        if built is None:
+            column, ends, page = self._column, self._ends, self._statement
+            if from_there:
+                later = column > bindparam("after", type_=column.type)
+                ends, page = ends.where(later), page.where(later)
+            if to_there:
+                page = page.where(column <= bindparam("up_to", type_=column.type))
+            built = self._built[from_there, to_there] = ends, page
+        return built
 
 
-def within(column: Column[Any], after: Any, up_to: Any) -> list[Any]:
-    """The conditions of a page of ``ranges``."""
-    return [*([] if after is None else [column > after]), *([] if up_to is None else [column <= up_to])]
-
-
-def stream(connection: Connection, statement: Select[Any]) -> Iterator[Row[Any]]:
+def stream(connection: Connection, statement: Select[Any], **parameters: object) -> Iterator[Row[Any]]:
     """The rows of a statement, fetched a few at a time (PostgreSQL: through a server-side cursor)."""
-    yield from connection.execute(statement, execution_options={"yield_per": 1_000})
+    yield from connection.execute(statement, parameters, execution_options={"yield_per": 1_000})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from agentcredits.model import LimitUnit
 from agentcredits.rules import limits as limit_rules
@@ -22,8 +24,7 @@ Limits = Mapping[str, LimitState]
 
 def load_limits(connection: Connection, organization_id: str) -> dict[str, LimitState]:
     """Every limit of the account, by id."""
-    table = credit_limits
-    rows = connection.execute(select(table).where(table.c.organization_id == organization_id).order_by(table.c.id))
+    rows = connection.execute(_limits(), {"organization_id": organization_id})
     return {limit.id: limit for limit in map(limit_records.read_limit, rows.mappings())}
 
 
@@ -117,12 +118,23 @@ def _spent(
 
 
 def _load_usage(connection: Connection, organization_id: str) -> dict[CounterPlace, UsageState]:
-    table = credit_limit_usage
-    mine = select(table).where(table.c.organization_id == organization_id).order_by(table.c.limit_id, table.c.scope_id)
     return {
         (row.limit_id, row.scope_id): limit_records.read_usage(row.limit_id, row.scope_id, row._mapping)
-        for row in stream(connection, mine)
+        for row in stream(connection, _usage(), organization_id=organization_id)
     }
+
+
+@cache
+def _limits() -> Select[Any]:
+    table = credit_limits
+    return select(table).where(table.c.organization_id == bindparam("organization_id")).order_by(table.c.id)
+
+
+@cache
+def _usage() -> Select[Any]:
+    table = credit_limit_usage
+    mine = table.c.organization_id == bindparam("organization_id")
+    return select(table).where(mine).order_by(table.c.limit_id, table.c.scope_id)
 
 
 def _compare(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from agentcredits.rules.state import GrantState, RecurringState
 from agentcredits.rules.windows import Window
@@ -29,8 +30,7 @@ class RecurringCheck:
 
     def __init__(self, connection: Connection, account: RowLike) -> None:
         self._account = account
-        mine = recurring_grants.c.organization_id == account["organization_id"]
-        rows = connection.execute(select(recurring_grants).where(mine).order_by(recurring_grants.c.id)).mappings()
+        rows = connection.execute(_recurring(), {"organization_id": account["organization_id"]}).mappings()
         self._known = {one.id: one for one in map(recurring_records.read_recurring, rows)}
         self._made: dict[str, set[datetime]] = defaultdict(set)
         self._strays: list[str] = []
@@ -80,6 +80,12 @@ class RecurringCheck:
         for source, rollover in self._rollovers.items():
             if self._voided.get(source, 0) < rollover.amount_micros:
                 yield f"grant {rollover.id} carries over more than grant {source} gave"
+
+
+@cache
+def _recurring() -> Select[Any]:
+    table = recurring_grants
+    return select(table).where(table.c.organization_id == bindparam("organization_id")).order_by(table.c.id)
 
 
 def _check_periods(one: RecurringState, made: set[datetime]) -> Iterator[str]:

@@ -6,9 +6,22 @@ The sums are made by the database, all runs of an account at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, func, or_, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+)
 
 from agentcredits.amounts import from_micros
 from agentcredits.model import RunStatus
@@ -30,42 +43,67 @@ def _finding(message: str) -> Finding:
 
 def check_runs(connection: Connection, organization_id: str) -> Problems:
     """Every counter of every run, and that each stands where it says."""
-    known = select(credit_runs.c.run_id).where(credit_runs.c.organization_id == organization_id).limit(1)
-    if connection.execute(known).first() is None:
+    mine = {"organization_id": organization_id}
+    if connection.execute(_any_run(), mine).first() is None:
         return
-    yield from _check(connection, organization_id, _spent(organization_id), {"spent_micros": "spent"})
-    yield from _check(connection, organization_id, _held(organization_id), {"held_micros": "held"})
-    inside = {
+    for what in _COUNTERS:
+        for run_id, *values in connection.execute(_differing(what), mine):
+            yield from _compare(_COUNTERS[what], run_id, values)
+    for run_id, parent in connection.execute(_misplaced(), mine):
+        inside = "on its own" if parent is None else f"inside run {parent}"
+        yield _finding(f"run {run_id} cannot stand {inside} as it says")
+
+
+#: The columns that are counted together, and what they are called.
+_COUNTERS: Final = {
+    "spent": {"spent_micros": "spent"},
+    "held": {"held_micros": "held"},
+    "inside": {
         "carved_micros": "carved for the runs inside",
         "inner_spent_micros": "spent in the runs inside",
         "open_children": "the number of open runs inside",
-    }
-    yield from _check(connection, organization_id, _inside(organization_id), inside)
-    yield from _check_places(connection, organization_id)
+    },
+}
 
 
-def _check(connection: Connection, organization_id: str, sums: Any, names: dict[str, str]) -> Problems:
-    """Compare columns of the runs with the sums of the same names; a run without a sum should stand at 0."""
-    table = credit_runs
+def _compare(names: dict[str, str], run_id: str, values: list[Any]) -> Problems:
+    stored, summed = values[: len(names)], values[len(names) :]
+    for (name, what), there, right in zip(names.items(), stored, summed, strict=True):
+        if there != right:
+            shown = [
+                f"{from_micros(number):f}" if name.endswith("_micros") else str(number)
+                for number in (int(there), int(right))
+            ]
+            yield _finding(f"{what} of run {run_id} is {shown[0]}, its rows say {shown[1]}")
+
+
+# -- what is asked of every account ----------------------------------------------------------------------------------
+
+_OWNER: Final[BindParameter[str]] = bindparam("organization_id")
+
+
+@cache
+def _any_run() -> Select[Any]:
+    return select(credit_runs.c.run_id).where(credit_runs.c.organization_id == _OWNER).limit(1)
+
+
+@cache
+def _differing(what: str) -> Select[Any]:
+    """Columns of the runs beside the sums of the same names; a run without a sum should stand at 0."""
+    table, names = credit_runs, _COUNTERS[what]
+    sums = {"spent": _spent, "held": _held, "inside": _inside}[what]()
     expected = {name: func.coalesce(sums.c[name], 0) for name in names}
-    statement = (
+    return (
         select(table.c.run_id, *(table.c[name] for name in names), *expected.values())
         .select_from(table.outerjoin(sums, sums.c.run_id == table.c.run_id))
-        .where(table.c.organization_id == organization_id)
+        .where(table.c.organization_id == _OWNER)
         .where(or_(*(table.c[name] != sum_ for name, sum_ in expected.items())))
+        .order_by(table.c.run_id)
+        .limit(MAX_EXAMPLES)
     )
-    for run_id, *values in connection.execute(statement.order_by(table.c.run_id).limit(MAX_EXAMPLES)):
-        stored, summed = values[: len(names)], values[len(names) :]
-        for (name, what), there, right in zip(names.items(), stored, summed, strict=True):
-            if there != right:
-                shown = [
-                    f"{from_micros(number):f}" if name.endswith("_micros") else str(number)
-                    for number in (int(there), int(right))
-                ]
-                yield _finding(f"{what} of run {run_id} is {shown[0]}, its rows say {shown[1]}")
 
 
-def _spent(organization_id: str) -> FromClause:
+def _spent() -> FromClause:
     table, rows, charges = credit_runs, limit_sums.rows, limit_sums.charges
     joined = limit_sums.COUNTED.join(
         table,
@@ -78,18 +116,18 @@ def _spent(organization_id: str) -> FromClause:
     return (
         select(table.c.run_id, func.sum(-rows.c.amount_micros).label("spent_micros"))
         .select_from(joined)
-        .where(rows.c.organization_id == organization_id, limit_sums.is_counted())
+        .where(rows.c.organization_id == _OWNER, limit_sums.is_counted())
         .group_by(table.c.run_id)
         .subquery()
     )
 
 
-def _held(organization_id: str) -> FromClause:
+def _held() -> FromClause:
     table = credit_reservations
     return (
         select(table.c.run_id, func.sum(table.c.amount_micros).label("held_micros"))
         .where(
-            table.c.organization_id == organization_id,
+            table.c.organization_id == _OWNER,
             table.c.state.in_([state.value for state in OPEN_STATES]),
             # JSON; all others in it are UUIDs.
             table.c.limits.like(f'%"{POOL}"%'),
@@ -99,7 +137,7 @@ def _held(organization_id: str) -> FromClause:
     )
 
 
-def _inside(organization_id: str) -> FromClause:
+def _inside() -> FromClause:
     table = credit_runs
     is_open = table.c.status == RunStatus.OPEN.value
     used = table.c.spent_micros + table.c.held_micros + table.c.carved_micros
@@ -111,15 +149,17 @@ def _inside(organization_id: str) -> FromClause:
             func.sum(table.c.spent_micros + table.c.inner_spent_micros).label("inner_spent_micros"),
             func.sum(case((is_open, 1), else_=0)).label("open_children"),
         )
-        .where(table.c.organization_id == organization_id, table.c.parent_run_id.is_not(None))
+        .where(table.c.organization_id == _OWNER, table.c.parent_run_id.is_not(None))
         .group_by(table.c.parent_run_id)
         .subquery()
     )
 
 
-def _check_places(connection: Connection, organization_id: str) -> Problems:
+@cache
+def _misplaced() -> Select[Any]:
+    """Runs that cannot stand where they say."""
     run, around = credit_runs, credit_runs.alias("around")
-    statement = (
+    return (
         select(run.c.run_id, run.c.parent_run_id)
         .select_from(
             run.outerjoin(
@@ -128,7 +168,7 @@ def _check_places(connection: Connection, organization_id: str) -> Problems:
             )
         )
         .where(
-            run.c.organization_id == organization_id,
+            run.c.organization_id == _OWNER,
             or_(
                 and_(run.c.parent_run_id.is_(None), run.c.root_run_id != run.c.run_id),
                 and_(run.c.parent_run_id.is_not(None), around.c.run_id.is_(None)),
@@ -140,6 +180,3 @@ def _check_places(connection: Connection, organization_id: str) -> Problems:
         .order_by(run.c.run_id)
         .limit(MAX_EXAMPLES)
     )
-    for run_id, parent in connection.execute(statement):
-        inside = "on its own" if parent is None else f"inside run {parent}"
-        yield _finding(f"run {run_id} cannot stand {inside} as it says")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from agentcredits.amounts import MAX_TOTAL_MICROS
 from agentcredits.rules import rollups
@@ -36,10 +37,8 @@ def check_days(
     """
     table = usage_rollups
     expected = {rollups.bucket(values): (values, totals) for values, totals in lines.items()}
-    wanted = [table.c.organization_id == organization_id, table.c.day > after]
-    if not to_the_end:
-        wanted.append(table.c.day <= day)
-    for row in stream(connection, select(table).where(*wanted).order_by(table.c.day, table.c.bucket)):
+    place = {"organization_id": organization_id, "after": after} | ({} if to_the_end else {"up_to": day})
+    for row in stream(connection, _lines(to_the_end), **place):
         stored = row._mapping
         nothing = tuple(stored[name] for name in rollups.GROUPED), rollups.Totals()
         values, totals = expected.pop(stored["bucket"], nothing) if stored["day"] == day else nothing
@@ -56,6 +55,15 @@ def check_days(
         change = Change(table, key, "charges", None, totals.charges, row={**key, **should})
         if any(should[name] for name in ROLLUP_SUMS):
             yield Finding("usage", _differ(day, values), (change,))
+
+
+@cache
+def _lines(to_the_end: bool) -> Select[Any]:
+    table = usage_rollups
+    wanted = [table.c.organization_id == bindparam("organization_id"), table.c.day > bindparam("after")]
+    if not to_the_end:
+        wanted.append(table.c.day <= bindparam("up_to"))
+    return select(table).where(*wanted).order_by(table.c.day, table.c.bucket)
 
 
 def _line(values: tuple[str, ...], totals: rollups.Totals) -> dict[str, Any]:

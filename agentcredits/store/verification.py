@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, func, literal_column, or_, select
+from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, func, literal_column, or_, select
 
 from agentcredits.amounts import from_micros
 from agentcredits.model import GrantStatus, VerifyProblem, VerifyProgress, VerifyReport
@@ -24,7 +25,7 @@ from agentcredits.rules.state import OPEN_STATES, GrantState, HoldState
 from agentcredits.store import limit_verification, loading, records, run_verification, tenancy, usage_verification
 from agentcredits.store.dialects import RowLike, dialect_of
 from agentcredits.store.findings import MAX_EXAMPLES, Change, Finding, Findings
-from agentcredits.store.ledger_pages import entries_after, parts_between, ranges, stream, within
+from agentcredits.store.ledger_pages import Paged, entries_after, parts_between, stream
 from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.recurring_verification import RecurringCheck
 from agentcredits.store.tables import (
@@ -234,11 +235,7 @@ class AccountVerification:
         """Read the rows that came meanwhile, and compare every counter. The transaction must see one moment."""
         organization_id = self.organization_id
         self._read_rows(connection, step)
-        account = (
-            connection.execute(select(credit_accounts).where(credit_accounts.c.organization_id == organization_id))
-            .mappings()
-            .one()
-        )
+        account = connection.execute(_account(), {"organization_id": organization_id}).mappings().one()
         found = self._finished = Findings(self._most)
         limits = limit_verification.load_limits(connection, organization_id)
         holds = _Holds()
@@ -310,10 +307,9 @@ class AccountVerification:
         scheduled: _Scheduled,
         recurring: RecurringCheck,
     ) -> Iterator[Finding]:
-        table, as_of, debt = credit_grants, account["last_posted_at"], account["overdrawn_micros"]
+        as_of, debt = account["last_posted_at"], account["overdrawn_micros"]
         strays = self._ledger.grants.keys() | holds.of_grants.keys()
-        mine = select(table).where(table.c.organization_id == self.organization_id).order_by(table.c.id)
-        for row in stream(connection, mine):
+        for row in stream(connection, _grants(), organization_id=self.organization_id):
             stored = records.read_grant(row._mapping)
             strays.discard(stored.id)
             sums = self._ledger.grants.get(stored.id, _NOTHING)
@@ -391,9 +387,7 @@ def _status_fits(grant: GrantState, as_of: datetime) -> bool:
 def _read_open_holds(
     connection: Connection, organization_id: str, limits: limit_verification.Limits, holds: _Holds
 ) -> Iterator[Finding]:
-    table = credit_reservations
-    statement = select(table).where(table.c.organization_id == organization_id, table.c.state.in_(_OPEN))
-    for row in stream(connection, statement.order_by(table.c.id)):
+    for row in stream(connection, _open_holds(), organization_id=organization_id):
         hold: HoldState = records.read_hold(row._mapping)
         holds.reserved += hold.amount_micros
         if sum(part.amount_micros for part in hold.allocations) != hold.amount_micros:
@@ -409,66 +403,22 @@ def _read_open_holds(
 
 
 def _check_refunds(connection: Connection, organization_id: str, after: int, up_to: int) -> Iterator[Finding]:
-    table = credit_transactions
-    charge, refund = table.alias("charge"), table.alias("refund")
-    named = (
-        select(table.c.refund_of)
-        .where(
-            table.c.organization_id == organization_id,
-            table.c.seq > after,
-            table.c.seq <= up_to,
-            table.c.refund_of.is_not(None),
-        )
-        .distinct()
-        .subquery()
-    )
-    for row in connection.execute(
-        select(named.c.refund_of)
-        .select_from(
-            named.join(
-                refund, and_(refund.c.organization_id == organization_id, refund.c.refund_of == named.c.refund_of)
-            ).outerjoin(charge, and_(charge.c.organization_id == organization_id, charge.c.id == named.c.refund_of))
-        )
-        .group_by(named.c.refund_of, charge.c.id, charge.c.amount_micros)
-        .having(or_(charge.c.id.is_(None), func.sum(refund.c.amount_micros) > -charge.c.amount_micros))
-        .order_by(named.c.refund_of)
-    ):
+    place = {"organization_id": organization_id, "after": after, "up_to": up_to}
+    for row in connection.execute(_refunded_too_much(), place):
         yield Finding("refunds", f"the refunds of transaction {row.refund_of} are larger than its charge")
 
 
 def _check_settlements(connection: Connection, organization_id: str) -> Iterator[Finding]:
-    holds, rows = credit_reservations, credit_transactions
-    # Spelled out: a parameter would keep the partial index on settlements from being used.
-    is_settlement = and_(
-        rows.c.organization_id == holds.c.organization_id,
-        rows.c.reservation_id == holds.c.id,
-        rows.c.reservation_id.is_not(None),
-        rows.c.type == literal_column("'debit'"),
-    )
-    times = func.count(rows.c.seq)
-    charged = func.coalesce(func.sum(-rows.c.amount_micros), 0)
-    is_open = holds.c.state.in_(_OPEN)
-    wrong_state = or_(and_(is_open, holds.c.settled_at.is_not(None)), and_(~is_open, holds.c.settled_at.is_(None)))
-    mine = holds.c.organization_id == organization_id
-    for after, up_to in ranges(connection, holds, holds.c.id, mine):
-        for row in connection.execute(
-            select(holds.c.id, holds.c.charged_micros, wrong_state.label("wrong"), times, charged.label("expected"))
-            .select_from(holds.outerjoin(rows, is_settlement))
-            .where(mine, *within(holds.c.id, after, up_to))
-            .group_by(holds.c.organization_id, holds.c.id)
-            .having(or_(times > 1, charged != holds.c.charged_micros, wrong_state))
-            .order_by(holds.c.id)
-        ):
-            id_, stored, wrong, found, expected = row
-            if found > 1:
-                yield Finding("settlement", f"reservation {id_} was settled {found} times")
-            elif stored != expected:
-                key = {"organization_id": organization_id, "id": id_}
-                change = Change(holds, key, "charged_micros", stored, int(expected))
-                message = f"reservation {id_} and its ledger row do not agree on what was charged"
-                yield Finding("settlement", message, (change,) if found else ())
-            if wrong:
-                yield Finding("hold", f"the state of reservation {id_} and its settled_at do not agree")
+    for id_, stored, wrong, found, expected in _settlements().rows(connection, organization_id=organization_id):
+        if found > 1:
+            yield Finding("settlement", f"reservation {id_} was settled {found} times")
+        elif stored != expected:
+            key = {"organization_id": organization_id, "id": id_}
+            change = Change(credit_reservations, key, "charged_micros", stored, int(expected))
+            message = f"reservation {id_} and its ledger row do not agree on what was charged"
+            yield Finding("settlement", message, (change,) if found else ())
+        if wrong:
+            yield Finding("hold", f"the state of reservation {id_} and its settled_at do not agree")
 
 
 #: What a key of each kind stands for.
@@ -483,15 +433,88 @@ _KEYED: Final = {
 
 
 def _check_keys(connection: Connection, organization_id: str) -> Iterator[Finding]:
-    keys = idempotency_keys
-    for kind, table in _KEYED.items():
-        mine = and_(keys.c.organization_id == organization_id, keys.c.kind == kind)
-        is_record = and_(table.c.organization_id == keys.c.organization_id, table.c.id == keys.c.result_id)
-        for after, up_to in ranges(connection, keys, keys.c.key, mine):
-            for row in connection.execute(
-                select(keys.c.key)
-                .select_from(keys.outerjoin(table, is_record))
-                .where(mine, table.c.id.is_(None), *within(keys.c.key, after, up_to))
-                .order_by(keys.c.key)
-            ):
-                yield Finding("keys", f"the {kind} key {row.key!r} stands for a record that does not exist")
+    for kind in _KEYED:
+        for row in _keys_of_nothing(kind).rows(connection, organization_id=organization_id, kind=kind):
+            yield Finding("keys", f"the {kind} key {row.key!r} stands for a record that does not exist")
+
+
+# -- what is asked of every account ----------------------------------------------------------------------------------
+
+_OWNER: Final[BindParameter[str]] = bindparam("organization_id")
+
+
+@cache
+def _account() -> Select[Any]:
+    return select(credit_accounts).where(credit_accounts.c.organization_id == _OWNER)
+
+
+@cache
+def _grants() -> Select[Any]:
+    return select(credit_grants).where(credit_grants.c.organization_id == _OWNER).order_by(credit_grants.c.id)
+
+
+@cache
+def _open_holds() -> Select[Any]:
+    table = credit_reservations
+    return select(table).where(table.c.organization_id == _OWNER, table.c.state.in_(_OPEN)).order_by(table.c.id)
+
+
+@cache
+def _refunded_too_much() -> Select[Any]:
+    table = credit_transactions
+    charge, refund = table.alias("charge"), table.alias("refund")
+    named = (
+        select(table.c.refund_of)
+        .where(
+            table.c.organization_id == _OWNER,
+            table.c.seq > bindparam("after"),
+            table.c.seq <= bindparam("up_to"),
+            table.c.refund_of.is_not(None),
+        )
+        .distinct()
+        .subquery()
+    )
+    return (
+        select(named.c.refund_of)
+        .select_from(
+            named.join(
+                refund, and_(refund.c.organization_id == _OWNER, refund.c.refund_of == named.c.refund_of)
+            ).outerjoin(charge, and_(charge.c.organization_id == _OWNER, charge.c.id == named.c.refund_of))
+        )
+        .group_by(named.c.refund_of, charge.c.id, charge.c.amount_micros)
+        .having(or_(charge.c.id.is_(None), func.sum(refund.c.amount_micros) > -charge.c.amount_micros))
+        .order_by(named.c.refund_of)
+    )
+
+
+@cache
+def _settlements() -> Paged:
+    """Holds whose state, settlement or amount is wrong."""
+    holds, rows = credit_reservations, credit_transactions
+    # Spelled out: a parameter would keep the partial index on settlements from being used.
+    is_settlement = and_(
+        rows.c.organization_id == holds.c.organization_id,
+        rows.c.reservation_id == holds.c.id,
+        rows.c.reservation_id.is_not(None),
+        rows.c.type == literal_column("'debit'"),
+    )
+    times = func.count(rows.c.seq)
+    charged = func.coalesce(func.sum(-rows.c.amount_micros), 0)
+    is_open = holds.c.state.in_(_OPEN)
+    wrong_state = or_(and_(is_open, holds.c.settled_at.is_not(None)), and_(~is_open, holds.c.settled_at.is_(None)))
+    statement = (
+        select(holds.c.id, holds.c.charged_micros, wrong_state.label("wrong"), times, charged.label("expected"))
+        .select_from(holds.outerjoin(rows, is_settlement))
+        .group_by(holds.c.organization_id, holds.c.id)
+        .having(or_(times > 1, charged != holds.c.charged_micros, wrong_state))
+    )
+    return Paged(statement, holds.c.id, holds.c.organization_id == _OWNER)
+
+
+@cache
+def _keys_of_nothing(kind: str) -> Paged:
+    """Keys of one kind that stand for no record."""
+    keys, table = idempotency_keys, _KEYED[kind]
+    is_record = and_(table.c.organization_id == keys.c.organization_id, table.c.id == keys.c.result_id)
+    statement = select(keys.c.key).select_from(keys.outerjoin(table, is_record)).where(table.c.id.is_(None))
+    return Paged(statement, keys.c.key, and_(keys.c.organization_id == _OWNER, keys.c.kind == bindparam("kind")))
