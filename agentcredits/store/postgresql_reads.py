@@ -13,13 +13,16 @@ from agentcredits.store.dialects import ACCOUNT, HAS_LIMITS, HAS_RUNS, LIMIT_COU
 from agentcredits.store.limit_tables import credit_limits
 from agentcredits.store.tables import credit_accounts, credit_grants, credit_reservations, idempotency_keys
 
-_TIMEOUT: Final = (
+#: For our own transaction. What a posting reads and changes it finds by an index; PostgreSQL would read a small table
+#: as a whole, and go on so with the plan that it has made while the table grows, until it is analyzed.
+_SETTINGS: Final = (
     select(
-        func.set_config(literal_column("'lock_timeout'"), bindparam("timeout"), literal_column("true")).label(
-            "lock_timeout"
+        *(
+            func.set_config(literal_column(f"'{name}'"), value, literal_column("true")).label(name)
+            for name, value in (("lock_timeout", bindparam("timeout")), ("enable_seqscan", literal_column("'off'")))
         )
     )
-    .cte("timeout_setting")
+    .cte("settings")
     .prefix_with("MATERIALIZED")
 )
 _ONE: Final = select(literal_column("1").label("one")).subquery("one")
@@ -27,7 +30,7 @@ _ONE: Final = select(literal_column("1").label("one")).subquery("one")
 ACCOUNT_LOCKED: Final = ACCOUNT.with_for_update(key_share=True)
 ACCOUNT_LOCKED_IN_TIME: Final = (
     select(credit_accounts)
-    .select_from(credit_accounts.join(_TIMEOUT, _TIMEOUT.c.lock_timeout.is_not(None)))
+    .select_from(credit_accounts.join(_SETTINGS, and_(*(setting.is_not(None) for setting in _SETTINGS.c))))
     .where(credit_accounts.c.organization_id == bindparam("organization"))
     .with_for_update(key_share=True, of=credit_accounts)
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, event, make_url
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.pool import NullPool
 
 from agentcredits import CreditService
 from agentcredits.store import postgresql_reads as reads
@@ -42,22 +44,28 @@ class Watched:
         connection.set_trace_callback(self.seen.setdefault)
 
     def scans(self) -> list[str]:
-        """The statements that read a whole table which grows."""
+        """The statements that read a whole table which grows, or all keys of the account (but not page by page)."""
         found = []
         asked = [sql for sql in self.seen if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", sql)]
         with self.engine.connect() as connection:
             for sql in asked:
                 steps = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}".replace("%", "%%"))]
-                if any(step.startswith("SCAN") and step.split()[1] in GROWING for step in steps):
+                whole = [step for step in steps if step.startswith("SCAN") and step.split()[1] in GROWING]
+                keys = [step for step in steps if re.search(r" idempotency_keys .*\(organization_id=\?\)$", step)]
+                if whole or (keys and "LIMIT" not in sql):
                     found.append(sql)
         assert asked
         return found
 
 
-@pytest.fixture
-def watched(sqlite_url: str) -> Iterator[Watched]:
-    """With statistics, one account and thousands of keys: SQLite knows that the account tells it nothing."""
+@pytest.fixture(params=["analyzed", "without statistics"])
+def watched(sqlite_url: str, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    """One account and thousands of keys; when they are analyzed, SQLite knows that the account tells it nothing."""
     fill(sqlite_url, CHARGES)
+    if request.param != "analyzed":
+        engine = create_engine(sqlite_url, poolclass=NullPool)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM sqlite_stat1")
     made = Watched(sqlite_url)
     yield made
     made.engine.dispose()
@@ -126,6 +134,45 @@ def test_postgresql_looks_up_each_key_in_a_table_that_it_knows_nothing_of(postgr
     steps = [step for (step,) in plan if "idempotency_keys" in step]
     assert steps
     assert all("Index" in step for step in steps), plan
+
+
+def whole_reads(url: str) -> dict[str, int]:
+    """How often PostgreSQL read each table that grows as a whole; connections that were closed have told theirs."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        end = time.monotonic() + 20
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        while connection.execute(others).fetchone() != (0,):
+            assert time.monotonic() < end, "somebody stays connected"
+            time.sleep(0.02)
+        found = connection.execute("SELECT relname::text, seq_scan FROM pg_stat_user_tables").fetchall()
+    return {name: count for name, count in found if name in GROWING | {"credit_grants"}}
+
+
+@pytest.mark.postgres
+async def test_postgresql_reads_no_table_as_a_whole_to_post(postgresql_url: str) -> None:
+    """Not even tables that it has analyzed when they were tiny, with plans that it keeps while they grow."""
+    url = make_url(postgresql_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    acme: dict[str, Any] = {"organization_id": "acme"}
+
+    async def post(service: CreditService, names: str) -> None:
+        charges = await asyncio.gather(*(service.consume_credits(**acme, amount=1, idempotency_key=n) for n in names))
+        holds = await asyncio.gather(*(service.reserve_credits(**acme, amount=1, idempotency_key=n) for n in names))
+        await asyncio.gather(*(hold.commit() for hold in holds))
+        await asyncio.gather(*(service.refund_credits(charge) for charge in charges[:3]))
+
+    async with CreditService(postgresql_url) as service:
+        await service.grant_credits("acme", 10_000)
+        await service.set_limit("acme", amount=10_000, window="month")
+        await post(service, "abcdefghijklmnop")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ANALYZE")
+    before = whole_reads(url)
+    async with CreditService(postgresql_url) as service:
+        for number in range(8):  # after the fifth time a plan is made for good
+            await post(service, "".join(chr(0x400 + 16 * number + place) for place in range(16)))
+    after = whole_reads(url)
+    assert set(after) == GROWING | {"credit_grants"}
+    assert after == before
 
 
 def test_the_watch_sees_a_scan(watched: Watched) -> None:
