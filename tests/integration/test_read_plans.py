@@ -20,6 +20,7 @@ from agentcredits.store.dialects import make_engine, normalise_url
 from tests.benchmarks.ledgers import ORGANIZATION, fill
 
 CHARGES = 20_000
+VERSIONS = "agentcredits_alembic_version"
 
 #: The tables that grow with use; the others have a row for each account, price, limit or run.
 GROWING = {
@@ -137,7 +138,7 @@ def test_postgresql_looks_up_each_key_in_a_table_that_it_knows_nothing_of(postgr
 
 
 def whole_reads(url: str) -> dict[str, int]:
-    """How often PostgreSQL read each table that grows as a whole; connections that were closed have told theirs."""
+    """How often PostgreSQL read each table as a whole; connections that were closed have told theirs."""
     with psycopg.connect(url, autocommit=True) as connection:
         end = time.monotonic() + 20
         others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -145,7 +146,8 @@ def whole_reads(url: str) -> dict[str, int]:
             assert time.monotonic() < end, "somebody stays connected"
             time.sleep(0.02)
         found = connection.execute("SELECT relname::text, seq_scan FROM pg_stat_user_tables").fetchall()
-    return {name: count for name, count in found if name in GROWING | {"credit_grants"}}
+    # Reading, which is no posting, may read prices and accounts as it likes.
+    return {name: count for name, count in found if name not in ("agent_action_costs", "credit_accounts")}
 
 
 @pytest.mark.postgres
@@ -171,7 +173,8 @@ async def test_postgresql_reads_no_table_as_a_whole_to_post(postgresql_url: str)
         for number in range(8):  # after the fifth time a plan is made for good
             await post(service, "".join(chr(0x400 + 16 * number + place) for place in range(16)))
     after = whole_reads(url)
-    assert set(after) == GROWING | {"credit_grants"}
+    assert set(after) > GROWING
+    del before[VERSIONS], after[VERSIONS]  # asked once by every service
     assert after == before
 
 
