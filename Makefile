@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself: python3 (3.11 to 3.13, with venv) is all that is needed.
 #   make demo    a real crew, a picture, a ledger (no network, no keys)
-#   make test    every test, on SQLite and PostgreSQL
+#   make test    every test, on SQLite and PostgreSQL, two at a time (WORKERS=n: n at a time)
 #   make coverage  the same, with the lines and branches that no test reaches (it takes half as long again)
 #   make lint    ruff, mypy --strict, the floors of the house
 #   make bench   speed against the minimal transaction; writes tables and pictures of tests/benchmarks/README.md
@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := constraints.txt
+WORKERS := 2
 INSTALL := $(PIP) install --constraint $(CONSTRAINTS)
 comma := ,
 OLDEST := .venv-oldest-crewai
@@ -25,7 +26,7 @@ demo: $(VENV)/.for-demo
 	$(BIN)/agentcredits demo
 
 test: $(VENV)/.for-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
 coverage: $(VENV)/.for-dev
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -40,7 +41,7 @@ bench: $(VENV)/.for-dev
 	$(BIN)/python tests/benchmarks/run.py
 
 proof: $(VENV)/.for-dev proof-oldest-crewai
-	$(BIN)/python -m pytest -m proof --proof=long --numprocesses=2 --maxschedchunk=1
+	$(BIN)/python -m pytest -m proof --proof=long --numprocesses=$(WORKERS) --maxschedchunk=1
 
 proof-oldest-crewai: $(OLDEST).txt
 	$(MAKE) --no-print-directory VENV=$(OLDEST) CONSTRAINTS=$< $(OLDEST)/.for-dev

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from enum import Enum
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from agentcredits.rules.rollups import Totals
 from agentcredits.rules.state import LimitState
 
 _OBSERVED = Pricing.OBSERVED.value
+_CATEGORIES = {category.value: category for category in GrantCategory}
 
 CounterPlace = tuple[str, str]
 """Limit id and scope id."""
@@ -132,11 +133,11 @@ class AccountRecount:
         sums = self.grants.get(grant_id)
         if sums is None:
             sums = self.grants[grant_id] = GrantSums()
-        if row.is_transfer:
+        if row.type == "debit":
+            sums.spent += amount_micros
+        elif row.is_transfer:
             sums.spent += paid
             sums.repaid += paid
-        elif row.type == "debit":
-            sums.spent += amount_micros
         elif row.type == "refund":
             sums.spent -= amount_micros
         elif row.type == "expire":
@@ -162,17 +163,18 @@ class UsageRecount:
 
     day: str = ""
     lines: dict[tuple[str, ...], Totals] = field(default_factory=dict)
-    _at: datetime | None = None
+    _date: date | None = None
 
     def add(self, row: Entry, parts: Iterable[Part] = ()) -> Day | None:
         """Count a row with its allocations; the day before when the row is the first of a later one."""
         if row.type not in ("debit", "refund") or row.pricing == _OBSERVED:
             return None
         closed: Day | None = None
-        if self._at is None or row.created_at.date() != self._at.date():
+        today = row.created_at.date()
+        if today != self._date:
             closed = (self.day, self.lines) if self.day else None
             self.day, self.lines = rollups.day_of(row.created_at), {}
-            self._at = row.created_at
+            self._date = today
         key = (
             row.agent_type or "",
             row.action or "",
@@ -192,7 +194,7 @@ class UsageRecount:
             line.refunded_micros += row.amount_micros
         for part in parts:
             if part.category is not None:
-                category = GrantCategory(part.category)
+                category = _CATEGORIES[part.category]
                 net = part.amount_micros if is_charge else -part.amount_micros
                 line.net_micros[category] = line.net_micros.get(category, 0) + net
         return closed

@@ -197,13 +197,15 @@ class AccountVerification:
     def _read_page(self, connection: Connection, page: list[Entry], after: int) -> None:
         organization_id, ledger, limits = self.organization_id, self._ledger, self._limits
         parts = parts_between(connection, organization_id, after, page[-1].seq)
+        wrong: list[Finding] = []
         for row in page:
+            mine = parts.get(row.seq, [])
             before = ledger.last_seq
             broken = ledger.add(row)
             if broken is not None:
                 message = f"row {row.seq} does not follow from row {before}"
                 self._walked.add([Finding("chain", message, blocks=broken is not Break.BALANCE)])
-            closed = self._usage.add(row, parts.get(row.seq, ()))
+            closed = self._usage.add(row, mine)
             if closed is not None:
                 self._walked.add(
                     usage_verification.check_days(connection, organization_id, self._usage_checked_to, *closed)
@@ -211,23 +213,20 @@ class AccountVerification:
                 self._usage_checked_to = closed[0]
             if limits is not None:
                 limits.add(row)
-        last = page[-1]
-        self._marks.add(last.created_at, last.seq)
-        self._add_parts(page, parts)
-        if any(row.type == "refund" for row in page):
-            self._walked.add(_check_refunds(connection, organization_id, after, last.seq))
-
-    def _add_parts(self, page: list[Entry], parts: dict[int, list[Part]]) -> None:
-        wrong: list[Finding] = []
-        for row in page:
-            mine = parts.get(row.seq, [])
             for part in mine:
-                self._ledger.add_part(row, part)
-            if row.is_transfer and not _is_whole(mine):
-                wrong.append(Finding("debt", f"row {row.seq} does not move one amount between a grant and the debt"))
-            elif not row.is_transfer and sum(part.amount_micros for part in mine) != abs(row.amount_micros):
+                ledger.add_part(row, part)
+            if row.is_transfer:
+                if not _is_whole(mine):
+                    wrong.append(
+                        Finding("debt", f"row {row.seq} does not move one amount between a grant and the debt")
+                    )
+            elif sum([part.amount_micros for part in mine]) != abs(row.amount_micros):
                 wrong.append(Finding("allocations", f"the allocations of row {row.seq} do not add up to its amount"))
         self._walked.add(wrong)
+        last = page[-1]
+        self._marks.add(last.created_at, last.seq)
+        if any(row.type == "refund" for row in page):
+            self._walked.add(_check_refunds(connection, organization_id, after, last.seq))
 
     # -- the counters ----------------------------------------------------------------------------------------
 
