@@ -174,30 +174,46 @@ class Interrupted(BaseException):
 
 
 class NaiveLeader:
-    """A plain leader/follower queue that does not hand on when its leader is interrupted: what must be caught."""
+    """A plain leader/follower queue whose leader serves one batch and hands on, but not when it is interrupted.
+
+    It is what must be caught. Every caller leads in its turn, so the interrupted one is sure to.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue: list[threading.Event] = []
+        self._queue: list[_Turn] = []
         self._busy = False
 
     def consume_credits(self, **_: object) -> None:
-        done = threading.Event()
+        turn = _Turn()
         with self._lock:
-            self._queue.append(done)
-            lead, self._busy = not self._busy, True
-        if not lead:
-            done.wait()
+            if self._busy:
+                self._queue.append(turn)
+            else:
+                self._busy = turn.leads = True
+        if not turn.leads:
+            turn.come.wait()
+        if not turn.leads:
             return
-        while True:
-            with self._lock:
-                batch, self._queue = self._queue, []
-                if not batch:
-                    self._busy = False
-                    return
-            time.sleep(0.002)
-            for waiting in batch:
-                waiting.set()
+        with self._lock:
+            served, self._queue = self._queue, []
+        time.sleep(0.002)
+        for other in served:
+            other.come.set()
+        with self._lock:
+            self._busy = bool(self._queue)
+            if self._busy:
+                following = self._queue.pop(0)
+                following.leads = True
+                following.come.set()
+
+
+class _Turn:
+    """A caller of ``NaiveLeader``: served when ``come`` is set, or the next that ``leads``."""
+
+    def __init__(self) -> None:
+        self.come = threading.Event()
+        self.leads = False
 
 
 def _be_interrupted(service: Any, organization: str, count: int, patience: float, holds_too: bool) -> dict[str, Any]:
