@@ -17,13 +17,14 @@ from sqlalchemy import Connection, and_, delete, func, select, update
 from agentcredits.model import LimitScope, LimitUnit, Pricing, TransactionType
 from agentcredits.rules import limits as limit_rules
 from agentcredits.rules import rollups
-from agentcredits.rules.state import OPEN_STATES, LimitState, Row, UsageState
+from agentcredits.rules.state import LimitState, Row, UsageState
 from agentcredits.store import limit_records, loading, records
 from agentcredits.store.dialects import LIMIT_COUNTERS, Write, dialect_of
 from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings, credit_limit_usage, credit_limits
 from agentcredits.store.media_tables import media_batches, media_jobs
 from agentcredits.store.retention import lock_account
 from agentcredits.store.tables import (
+    HOLDING,
     credit_reservations,
     credit_transaction_details,
     credit_transactions,
@@ -107,9 +108,7 @@ def erase_reservations(
         credit_limits.c.organization_id == organization_id, credit_limits.c.scope == LimitScope.USER.value
     )
     user_limits = set(connection.execute(of_users).scalars())
-    for row in connection.execute(
-        select(_holds).where(mine, _holds.c.state.in_([state.value for state in OPEN_STATES]))
-    ).mappings():
+    for row in connection.execute(select(_holds).where(mine, _holds.c.state.in_(HOLDING))).mappings():
         hold = records.read_hold(row)
         for limit_id in user_limits.intersection(hold.limits) & counters.keys():
             limit, usage = counters[limit_id]

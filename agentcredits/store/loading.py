@@ -12,11 +12,12 @@ from agentcredits.model import AccountStatus, Allocation, LimitScope, RecurringS
 from agentcredits.rules import keys, limits, runs
 from agentcredits.rules import operations as ops
 from agentcredits.rules.due import is_due, is_refill_due
-from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger, Row
+from agentcredits.rules.state import AccountState, Ledger, Row
 from agentcredits.store import limit_records, limit_sums, records, recurring_records
 from agentcredits.store.dialects import Ask, Opened, RowLike, dialect_of
 from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
+    HOLDING,
     credit_accounts,
     credit_grants,
     credit_reservations,
@@ -24,8 +25,6 @@ from agentcredits.store.tables import (
     credit_transaction_details,
     credit_transactions,
 )
-
-_OPEN_STATES = [state.value for state in OPEN_STATES]
 
 #: Ledger rows with their erasable details.
 TRANSACTIONS: Select[tuple[object, ...]] = select(
@@ -45,9 +44,7 @@ TRANSACTIONS: Select[tuple[object, ...]] = select(
 _OF_ORGANIZATION: BindParameter[str] = bindparam("organization_id")
 _ACCOUNT = select(credit_accounts).where(credit_accounts.c.organization_id == _OF_ORGANIZATION)
 _OPEN_GRANTS = select(credit_grants).where(credit_grants.c.organization_id == _OF_ORGANIZATION, credit_grants.c.is_open)
-_OPEN_HOLDS = and_(
-    credit_reservations.c.organization_id == _OF_ORGANIZATION, credit_reservations.c.state.in_(_OPEN_STATES)
-)
+_OPEN_HOLDS = and_(credit_reservations.c.organization_id == _OF_ORGANIZATION, credit_reservations.c.state.in_(HOLDING))
 _DUE_HOLDS = select(credit_reservations).where(_OPEN_HOLDS, credit_reservations.c.expires_at <= bindparam("now"))
 _NEXT_END = select(func.min(credit_reservations.c.expires_at)).where(
     _OPEN_HOLDS, credit_reservations.c.expires_at > bindparam("now")

@@ -13,10 +13,10 @@ from sqlalchemy.dialects.sqlite import insert as insert_into_sqlite
 from agentcredits.clock import Clock
 from agentcredits.rules import breaker
 from agentcredits.rules.breaker import BreakerState
-from agentcredits.rules.state import OPEN_STATES
 from agentcredits.store import tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.media_tables import media_breakers as breakers
+from agentcredits.store.tables import HOLDING
 from agentcredits.store.tables import credit_reservations as holds
 
 #: Provider and account.
@@ -138,7 +138,7 @@ def find_by_reference(
 def _find_hold(
     connection: Connection, providers: Sequence[str], reference: str, organization_id: str | None
 ) -> tuple[str, str] | None:
-    is_open = case((holds.c.state.in_([state.value for state in OPEN_STATES]), 0), else_=1)
+    is_open = case((holds.c.state.in_(HOLDING), 0), else_=1)
     statement = select(holds.c.organization_id, holds.c.id).where(
         holds.c.provider.in_(providers), holds.c.provider_reference == reference
     )

@@ -30,11 +30,12 @@ from agentcredits.rules.charges import short_of, usable_by
 from agentcredits.rules.due import book_due, is_due
 from agentcredits.rules.entries import end_if_over
 from agentcredits.rules.operations import Activity, Operation, Spending
-from agentcredits.rules.state import OPEN_STATES, AccountState, Ledger
+from agentcredits.rules.state import AccountState, Ledger
 from agentcredits.store import loading, records, recurring_records, run_records, tenancy
 from agentcredits.store.dialects import dialect_of
 from agentcredits.store.recurring_tables import recurring_grants
 from agentcredits.store.tables import (
+    HOLDING,
     credit_grants,
     credit_reservations,
     credit_transaction_details,
@@ -257,7 +258,7 @@ def list_reservations(
     statement = select(table).where(table.c.organization_id == organization_id)
     if states:
         # Those whose time is over still stand as open in the table until something is posted.
-        is_open = table.c.state.in_([state.value for state in OPEN_STATES])
+        is_open = table.c.state.in_(HOLDING)
         wanted = [table.c.state.in_([state.value for state in states]) & ~(is_open & (table.c.expires_at <= now))]
         if ReservationState.EXPIRED in states:
             wanted.append(is_open & (table.c.expires_at <= now))

@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, exists, func, or_, select, tuple_, update
 
-from agentcredits.rules.state import OPEN_STATES
 from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings
 from agentcredits.store.tables import (
+    HOLDING,
     credit_accounts,
     credit_reservations,
     credit_transaction_details,
@@ -31,7 +31,6 @@ Key = tuple[str, ...]
 #: payment.
 PURGED_KINDS: Final = ("consume", "refund", "reserve")
 
-_OPEN: Final = [state.value for state in OPEN_STATES]
 _holds, _details, _keys = credit_reservations, credit_transaction_details, idempotency_keys
 _FREE_TEXT: Final = ("request_id", "reason", "dimensions", "metadata")
 
@@ -109,7 +108,7 @@ def _key_may_go(before: datetime) -> ColumnElement[bool]:
     is_open = exists().where(
         _holds.c.organization_id == _keys.c.organization_id,
         _holds.c.id == _keys.c.result_id,
-        _holds.c.state.in_(_OPEN),
+        _holds.c.state.in_(HOLDING),
     )
     # The key of a living attempt stays, however old: its second try must find the hold.
     return and_(_keys.c.kind.in_(PURGED_KINDS), _keys.c.created_at < before, or_(_keys.c.kind != "reserve", ~is_open))
@@ -125,7 +124,7 @@ def _detail_may_go(before: datetime) -> ColumnElement[bool]:
 
 def _reservation_may_go(before: datetime) -> ColumnElement[bool]:
     ended = func.coalesce(_holds.c.settled_at, _holds.c.expires_at) < before
-    return and_(_holds.c.state.not_in(_OPEN), ended, _has_free_text(_holds))
+    return and_(_holds.c.state.not_in(HOLDING), ended, _has_free_text(_holds))
 
 
 def _by_age(table: Table) -> Any:

@@ -26,10 +26,9 @@ from sqlalchemy import (
 from agentcredits.amounts import from_micros
 from agentcredits.model import RunStatus
 from agentcredits.rules.runs import POOL
-from agentcredits.rules.state import OPEN_STATES
 from agentcredits.store import limit_sums
 from agentcredits.store.findings import Finding
-from agentcredits.store.tables import credit_reservations, credit_runs
+from agentcredits.store.tables import HOLDING, credit_reservations, credit_runs
 
 MAX_EXAMPLES: Final = 20
 
@@ -128,7 +127,7 @@ def _held() -> FromClause:
         select(table.c.run_id, func.sum(table.c.amount_micros).label("held_micros"))
         .where(
             table.c.organization_id == _OWNER,
-            table.c.state.in_([state.value for state in OPEN_STATES]),
+            table.c.state.in_(HOLDING),
             # JSON; all others in it are UUIDs.
             table.c.limits.like(f'%"{POOL}"%'),
         )

@@ -28,6 +28,7 @@ from sqlalchemy import (
     true,
 )
 
+from agentcredits.rules.state import OPEN_STATES
 from agentcredits.store import columns
 from agentcredits.store.columns import ID, KEY, SCOPE, WORD, ExactNumeric, UtcDateTime, micros, one_of
 from agentcredits.store.limit_tables import credit_denials, credit_limit_crossings, credit_limit_usage, credit_limits
@@ -35,6 +36,9 @@ from agentcredits.store.media_tables import media_batches, media_breakers, media
 from agentcredits.store.recurring_tables import recurring_grants
 
 metadata: Final = columns.metadata
+
+#: Those of ``credit_reservations.state`` in which a reservation holds credits.
+HOLDING: Final = sorted(state.value for state in OPEN_STATES)
 
 #: Alembic's own bookkeeping, apart from a host application's.
 VERSION_TABLE: Final = "agentcredits_alembic_version"
