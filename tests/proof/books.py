@@ -43,6 +43,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         self._lock = threading.Lock()
+        # A predecessor may have been killed within a line: what comes now begins a new one.
+        os.write(self._file, b"\n")
 
     def note(self, what: str, key: str, **more: object) -> None:
         line = json.dumps({"note": what, "key": key, **more}) + "\n"
