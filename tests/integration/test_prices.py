@@ -23,6 +23,7 @@ from agentcredits import (
     consume_credits,
     use_context,
 )
+from agentcredits.store.prices import read_candidates
 from agentcredits.testing import FakeClock
 from tests.integration.price_book import ACME, cost, priced, sql
 
@@ -213,6 +214,34 @@ def test_a_price_begins_and_ends_to_the_microsecond(timed: SyncCreditService, cl
         except UnpricedActionError:
             answers.append(None)
     assert answers == [None, 1, 1, None]
+
+
+def test_the_databases_clock_finds_the_rows_that_a_given_one_finds(service: SyncCreditService) -> None:
+    """Its own statement on PostgreSQL reads the clock and the rows at once."""
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    service.set_cost("*", "write", 1)
+    service.set_cost("WriterAgent", "write", 2, valid_from=now - 3 * hour, valid_until=now - hour)
+    service.set_cost("WriterAgent", "write", 3, valid_from=now - 2 * hour)
+    service.set_cost("WriterAgent", "write", 4, valid_from=now + hour)
+    service.set_cost("WriterAgent", "write", 5, organization_id=ACME, valid_from=now - hour, valid_until=now + hour)
+    service.set_cost("WriterAgent", "write", 6, organization_id="umbrella")
+    service.set_cost("WriterAgent", "draw", 7)
+
+    def found(action: str, clock: FakeClock | None) -> tuple[list[str], datetime]:
+        rows, at = service._core.runner.read(
+            lambda connection: read_candidates(connection, ACME, "WriterAgent", action, clock)
+        )
+        return [str(row.cost).partition(".")[0] for row in rows], at
+
+    given = found("write", FakeClock(now))
+    own = found("write", None)
+    assert given == (["1", "3", "4", "5"], now)
+    assert own[0] == given[0]
+    for _, at in (own, found("sing", None)):
+        assert at.utcoffset() == timedelta(0)
+        assert abs(at - now) < timedelta(minutes=1)
+    assert found("sing", None)[0] == found("sing", FakeClock(now))[0] == []
 
 
 def test_set_cost_closes_the_row_before_it(timed: SyncCreditService, clock: FakeClock) -> None:

@@ -13,8 +13,10 @@ import pytest
 from psycopg import pq
 from sqlalchemy import Engine, event
 
-from agentcredits import CreditService, SyncCreditService, Window
+from agentcredits import CreditService, PlannedAction, SyncCreditService, Window
+from agentcredits.settings import Settings
 from agentcredits.store.dialects import make_engine, normalise_url
+from agentcredits.store.prices import read_candidates
 from agentcredits.store.sqlite import MOST_ROWS
 from agentcredits.store.tables import metadata
 
@@ -95,6 +97,27 @@ async def test_a_posting_takes_two_round_trips_however_many_operations_it_books(
     wire.close()
     assert one == many
     assert one == {"statements": 5 + limited + keyed, "round trips": 2, "commits": 1}
+
+
+@pytest.mark.postgres
+def test_a_price_that_is_not_known_takes_one_statement(postgresql_url: str, tmp_path: Path) -> None:
+    """BEGIN, the rows with the database's clock, ROLLBACK; only where no row tells it is the clock asked for."""
+    engine = make_engine(normalise_url(postgresql_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="FULL")
+    wire = Wire(engine, tmp_path / "wire.txt")
+    with SyncCreditService(engine, settings=Settings(price_cache_seconds=0)) as service:
+        service.set_cost("WriterAgent", "write", 5)
+        for _ in range(2 * WARM):
+            assert service.quote("acme", [PlannedAction("WriterAgent", "write")]).total == 5
+        wire.counts()
+        read = service._core.runner.read
+        rows, _ = read(lambda connection: read_candidates(connection, "acme", "WriterAgent", "write", None))
+        priced = wire.counts()
+        none, _ = read(lambda connection: read_candidates(connection, "acme", "WriterAgent", "draw", None))
+        unpriced = wire.counts()
+    engine.dispose()
+    wire.close()
+    assert (len(rows), none) == (1, ())
+    assert (priced["round trips"], unpriced["round trips"]) == (3, 4)
 
 
 @pytest.mark.parametrize("keyed", [False, True])
