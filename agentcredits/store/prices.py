@@ -53,6 +53,9 @@ def read_candidates(
     statement = _candidates(dialect, tells_time)
     asked: dict[str, Any] = {"organization_id": organization_id, "agent_type": agent_type, "action": action}
     if tells_time:
+        if not connection.in_transaction():
+            # A statement alone needs no BEGIN, and no ROLLBACK when the connection goes back to its pool.
+            connection.execution_options(isolation_level="AUTOCOMMIT")
         found = connection.execute(statement, asked).mappings().all()
         now = found[0]["read_at"] if found else _now(connection, clock)
     else:

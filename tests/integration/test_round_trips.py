@@ -100,8 +100,8 @@ async def test_a_posting_takes_two_round_trips_however_many_operations_it_books(
 
 
 @pytest.mark.postgres
-def test_a_price_that_is_not_known_takes_one_statement(postgresql_url: str, tmp_path: Path) -> None:
-    """BEGIN, the rows with the database's clock, ROLLBACK; only where no row tells it is the clock asked for."""
+def test_a_price_that_is_not_known_takes_one_round_trip(postgresql_url: str, tmp_path: Path) -> None:
+    """The rows come with the database's clock; only where there is none is the clock asked for."""
     engine = make_engine(normalise_url(postgresql_url), pool_size=1, lock_timeout_seconds=5, sqlite_synchronous="FULL")
     wire = Wire(engine, tmp_path / "wire.txt")
     with SyncCreditService(engine, settings=Settings(price_cache_seconds=0)) as service:
@@ -114,10 +114,12 @@ def test_a_price_that_is_not_known_takes_one_statement(postgresql_url: str, tmp_
         priced = wire.counts()
         none, _ = read(lambda connection: read_candidates(connection, "acme", "WriterAgent", "draw", None))
         unpriced = wire.counts()
+        with engine.connect() as connection:
+            assert not connection.connection.dbapi_connection.autocommit  # type: ignore[union-attr]
     engine.dispose()
     wire.close()
     assert (len(rows), none) == (1, ())
-    assert (priced["round trips"], unpriced["round trips"]) == (3, 4)
+    assert (priced["round trips"], unpriced["round trips"]) == (1, 2)
 
 
 @pytest.mark.parametrize("keyed", [False, True])
